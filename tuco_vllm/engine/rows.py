@@ -1,0 +1,112 @@
+"""Which rows a prompt ends on, and attention for those rows alone.
+
+At alpha = 1 the pre-trained layers are needed in full only where a score is read: at each request's last
+scheduled token. Their keys and values, though, are needed for all T tokens. So an ``Attention`` module of
+ours is called with ``q[R]`` but ``k[T], v[T]``: vLLM writes K and V through the slot mapping of all T
+tokens, then runs the backend on ``query[:num_actual_tokens]`` against the paged cache. All it takes is
+metadata that describes a batch of R requests with one query token each, which the builder below derives
+from the batch's own metadata. The same subclass scheme as vLLM's ``create_fast_prefill_custom_backend``
+(vllm/v1/attention/backends/utils.py); nothing in the runner changes.
+
+A chunk of a prompt that does not end it yields a row too, whose numbers nobody reads: one row is cheaper
+than telling the two apart.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuco_vllm.engine.compat import (
+    AttentionBackend,
+    AttentionCGSupport,
+    CommonAttentionMetadata,
+    CUDAGraphMode,
+    VllmConfig,
+    get_forward_context,
+    subclass_attention_backend,
+)
+
+_ROWS = "tuco_rows_R"
+"""Attribute that the builder adds to its metadata: the rows' indices into the batch's T tokens."""
+
+
+@cache
+def rows_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
+    """A backend that attends from each request's last token only.
+
+    Raises ValueError for a backend that writes the KV cache inside its forward: there, K and V of the
+    other tokens would be dropped.
+    """
+    if backend.forward_includes_kv_cache_update:
+        raise ValueError(
+            f"attention backend {backend.get_name()} writes its KV cache inside forward, so TuCo cannot query "
+            "single rows with it: choose FLASH_ATTN, TRITON_ATTN or FLASHINFER (--attention-backend)"
+        )
+    stock_builder: Any = backend.get_builder_cls()
+
+    class LastTokenBuilder(stock_builder):  # type: ignore[misc]
+        """Stock metadata for a batch of n one-token queries."""
+
+        @classmethod
+        def get_cudagraph_support(cls, *args: Any, **kwargs: Any) -> AttentionCGSupport:
+            # A full graph would freeze the rows of the batch it was captured with.
+            return AttentionCGSupport.NEVER
+
+        def build(
+            self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+        ) -> Any:
+            rows_R = common_attn_metadata.query_start_loc[1:] - 1
+            metadata = super().build(common_prefix_len, one_token_queries(common_attn_metadata), fast_build)
+            setattr(metadata, _ROWS, rows_R)
+            return metadata
+
+    return subclass_attention_backend("TucoLastToken", backend, LastTokenBuilder)
+
+
+def one_token_queries(batch: CommonAttentionMetadata) -> CommonAttentionMetadata:
+    """The batch as its requests' last tokens alone: same contexts, same blocks, one query each."""
+    starts = torch.arange(batch.num_reqs + 1, dtype=batch.query_start_loc.dtype)
+    return batch.replace(
+        query_start_loc=starts.to(batch.query_start_loc.device, non_blocking=True),
+        query_start_loc_cpu=starts,
+        num_actual_tokens=batch.num_reqs,
+        max_query_len=1,
+        positions=None,
+        is_prefilling=None,
+        _num_computed_tokens_cache=None,
+        _token_to_req_indices_cache=None,
+    )
+
+
+class LastRows:
+    """The rows of the batch that is about to run, in a buffer whose address never changes.
+
+    Piecewise CUDA graphs replay by padded token count, so there R must be a function of it; the pad rows
+    point at token 0 and come last, where nobody reads them.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, layer_name: str) -> None:
+        self.max_rows = vllm_config.scheduler_config.max_num_seqs
+        self.layer_name = layer_name
+        self.buffer = torch.zeros(self.max_rows, dtype=torch.long, device=vllm_config.device_config.device)
+
+    def of_this_batch(self, num_tokens: int) -> Tensor:
+        """``[R]`` int64, one row per request in batch order (then pad rows). Call outside compiled code."""
+        context = get_forward_context()
+        metadata = context.attn_metadata
+        if isinstance(metadata, list):
+            raise RuntimeError("TuCo does not run under micro-batching (DBO)")
+        if metadata is None:  # memory profiling and graph capture: no requests, only shapes
+            return self.buffer[: self._padded(num_tokens)].zero_()
+        rows_R = getattr(metadata[self.layer_name], _ROWS)
+        size = len(rows_R)
+        if context.cudagraph_runtime_mode != CUDAGraphMode.NONE:
+            size = max(size, self._padded(num_tokens))
+            self.buffer[len(rows_R) : size].zero_()
+        self.buffer[: len(rows_R)].copy_(rows_R, non_blocking=True)
+        return self.buffer[:size]
+
+    def _padded(self, num_tokens: int) -> int:
+        return min(self.max_rows, num_tokens)

@@ -1,0 +1,110 @@
+"""Token ids in, norms out: the vLLM engine of a pair, kept saturated while it is read lazily."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from torch import Tensor
+from vllm import EngineArgs, LLMEngine, PoolingParams
+
+from tuco_vllm.config import ModelPair
+from tuco_vllm.engine.compat import EngineDeadError
+from tuco_vllm.engine.plugin import ARCHITECTURE
+from tuco_vllm.errors import EngineError, InputError
+
+Key = TypeVar("Key")
+
+_REFUSED = ("model", "runner", "task", "convert", "hf_overrides", "quantization", "load_format", "tokenizer")
+
+
+class Scorer:
+    """One vLLM engine (one or more processes) that scores token ids.
+
+    Args:
+        pair: the checked models.
+        engine_args: vLLM ``EngineArgs`` fields, as users know them (``max_model_len``, ``dtype``, ...).
+
+    Raises InputError for arguments that scoring fixes itself, EngineError when vLLM does not start.
+    """
+
+    def __init__(self, pair: ModelPair, **engine_args: Any) -> None:
+        for name in _REFUSED:
+            if name in engine_args:
+                raise InputError(f"{name}= is set by tuco itself: leave it out")
+        if engine_args.get("pipeline_parallel_size", 1) > 1:
+            raise InputError("pipeline parallelism is not supported yet: use tensor_parallel_size")
+        arguments = EngineArgs(
+            model=str(pair.ft.directory),
+            runner="pooling",
+            hf_overrides={"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory)},
+            config_format="hf",
+            load_format="safetensors",
+            skip_tokenizer_init=True,
+            **{"disable_log_stats": True, **engine_args},
+        )
+        try:
+            self.engine = LLMEngine.from_engine_args(arguments)
+        except Exception as error:
+            raise EngineError(f"the vLLM engine did not start: {error}") from error
+        model_config = self.engine.model_config
+        self.max_model_len: int = model_config.max_model_len
+        self.num_layers: int = model_config.hf_config.num_hidden_layers
+        self.dtype = str(model_config.dtype).removeprefix("torch.")
+        self.max_num_seqs: int = self.engine.vllm_config.scheduler_config.max_num_seqs
+        self._params = PoolingParams(task="classify")
+        self._next_id = 0
+
+    def stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, Tensor]]:
+        """Norms ``[L, 4]`` float32 of each prompt, in input order.
+
+        Pulls lazily: at most ``4 * max_num_seqs`` items are taken from ``items`` and not yet yielded, enough
+        that the engine never waits and that a long prompt ahead does not stall it.
+        """
+        source = iter(items)
+        waiting: deque[tuple[str, Key]] = deque()  # taken, not yet yielded, in input order
+        done: dict[str, Tensor] = {}
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(waiting) < 4 * self.max_num_seqs:
+                    item = next(source, None)
+                    if item is None:
+                        exhausted = True
+                    else:
+                        waiting.append((self._submit(item[1]), item[0]))
+                while waiting and waiting[0][0] in done:
+                    request, key = waiting.popleft()
+                    yield key, done.pop(request)
+                if not waiting:
+                    if exhausted:
+                        return
+                    continue
+                for output in self._step():
+                    done[output.request_id] = output.outputs.data
+        finally:
+            self._abort([request for request, _ in waiting if request not in done])
+
+    def _submit(self, token_ids: list[int]) -> str:
+        request = str(self._next_id)
+        self._next_id += 1
+        self.engine.add_request(request, {"prompt_token_ids": token_ids}, self._params)
+        return request
+
+    def _step(self) -> list[Any]:
+        try:
+            return [output for output in self.engine.step() if output.finished]
+        except EngineDeadError as error:
+            raise EngineError(f"the vLLM engine died: {error}; rows already written are kept") from error
+
+    def _abort(self, requests: list[str]) -> None:
+        if requests:
+            try:
+                self.engine.abort_request(requests)
+            except Exception:  # a dead engine has nothing left to abort
+                return
+
+    def close(self) -> None:
+        """End the engine's processes. Idempotent."""
+        engine, self.engine = getattr(self, "engine", None), None
+        if engine is not None:
+            engine.engine_core.shutdown()

@@ -1,0 +1,34 @@
+"""Norms -> scalars. A metric is a pure function of stored norms, so it is recomputed without a model.
+
+A new metric goes here. Each takes the running L1 norms of one prompt, in layer order:
+``cum_ptc_norms[l] = |P_{l+1}|_1`` and ``cum_ftc_norms[l] = |F_{l+1}|_1``, 0 <= l < L
+(paper §4.4; arXiv 2506.23423).
+"""
+
+from collections.abc import Sequence
+
+
+def fraction(ftc_norm: float, ptc_norm: float) -> float:
+    """ftc / (ptc + ftc): in [0, 1]; 0/0 is 0, as a model that changes nothing contributes nothing."""
+    total = ptc_norm + ftc_norm
+    return ftc_norm / total if total > 0.0 else 0.0
+
+
+def tuco(cum_ptc_norms: Sequence[float], cum_ftc_norms: Sequence[float]) -> float:
+    """Tuning contribution, Def. 4.3: beta_L on the prompt's last token."""
+    return fraction(cum_ftc_norms[-1], cum_ptc_norms[-1])
+
+
+def preco(cum_ptc_norms: Sequence[float], cum_ftc_norms: Sequence[float]) -> float:
+    """Pre-training contribution, §4.5: 1 - TuCo."""
+    return 1.0 - tuco(cum_ptc_norms, cum_ftc_norms)
+
+
+def beta_max(cum_ptc_norms: Sequence[float], cum_ftc_norms: Sequence[float]) -> float:
+    """beta of §4.4: the largest beta_l, 1 <= l <= L. It bounds |x_L^FT - x_L^PT|_1 (Prop. 4.2)."""
+    return max(fraction(ftc, ptc) for ptc, ftc in zip(cum_ptc_norms, cum_ftc_norms, strict=True))
+
+
+def output_co(pt_final_norm: float, difference_norm: float) -> float:
+    """OutputCo, §5.5: |x_L^FT - x_L^PT|_1 against |x_L^PT|_1; x^PT is the alpha = 0 stream."""
+    return fraction(difference_norm, pt_final_norm)

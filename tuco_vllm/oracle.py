@@ -1,0 +1,142 @@
+"""The truth: Algorithm 1 on two Hugging Face models in float64, for any decoder-only family.
+
+No family is named here. FT runs as it is, and every decoder layer's input x_l is kept; then PT's own
+forward runs with each layer's input replaced by FT's x_l, so whatever that family does between layers
+(masks, rope, windows) is done by PT's own code. The update is ``layer output - layer input``, which loses
+nothing in float64 (``decomposition`` says why 16 bits may not do this).
+
+Two passes over all tokens: this is what the executor is measured against, for truth and for speed.
+
+Shape suffixes: B prompts, T tokens, L layers, H hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModel
+
+from tuco_vllm.decomposition import l1_norms
+from tuco_vllm.records import TucoScore
+
+
+class Oracle:
+    """A pair of Hugging Face models that scores prompts by two full forward passes.
+
+    Args:
+        pt, ft: model directories or hub ids, safetensors.
+        dtype: float64 is the oracle; other dtypes give Hugging Face's own error, and the speed baseline.
+        device: where both models run.
+    """
+
+    def __init__(
+        self, pt: str | Path, ft: str | Path, *, dtype: torch.dtype = torch.float64, device: str = "cpu"
+    ) -> None:
+        def load(path: str | Path) -> nn.Module:
+            model = AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True)
+            return model.to(device).eval()
+
+        self.pt, self.ft = load(pt), load(ft)
+        self.dtype, self.device = dtype, device
+
+    def score(self, token_ids: Sequence[int]) -> TucoScore:
+        """TuCo of one prompt at its last token."""
+        return self.score_batch([token_ids])[0]
+
+    def score_batch(self, prompts: Sequence[Sequence[int]]) -> list[TucoScore]:
+        """One padded batch. Padding is on the right, where causal attention never looks from the left."""
+        norms_BL4 = self.norms(prompts).tolist()
+        return [TucoScore.from_norms(n, len(p)) for n, p in zip(norms_BL4, prompts, strict=True)]
+
+    @torch.inference_mode()
+    def norms(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Norms ``[B, L, 4]`` at each prompt's last token, in ``decomposition.NORM_COLUMNS``' order."""
+        if not all(len(prompt) for prompt in prompts):
+            raise ValueError("an empty prompt has no last token to score")
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        ids_BT = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=self.device)
+        for row, prompt in enumerate(prompts):
+            ids_BT[row, : len(prompt)] = torch.tensor(prompt)
+        batch = torch.arange(len(prompts), device=self.device)
+
+        with _Float64Stays():
+            inputs, ft_updates = _run(self.ft, {"input_ids": ids_BT}, (batch, lengths - 1))
+            _, pt_updates = _run(self.pt, {"inputs_embeds": inputs[0]}, (batch, lengths - 1), inputs)
+            layers, ptc, ftc = [], torch.zeros(()), torch.zeros(())
+            for f_pt, f_ft in zip(pt_updates, ft_updates, strict=True):
+                ptc, ftc = ptc + f_pt, ftc + (f_ft - f_pt)
+                layers.append(l1_norms(f_pt, f_ft - f_pt, ptc, ftc))
+            return torch.stack(layers, dim=1)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The model's stack of decoder layers: its one ModuleList of ``num_hidden_layers`` modules."""
+    wanted = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of {wanted} decoder layers")
+
+
+def _run(
+    model: nn.Module, inputs: dict[str, Tensor], last: tuple[Tensor, Tensor], replace: list[Tensor] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One forward. Returns every layer's input ``[B, T, H]`` and its update at the last tokens ``[B, H]``.
+
+    With ``replace``, layer l gets ``replace[l]`` for its input, whatever the layer before it returned.
+    """
+    layer_inputs: list[Tensor] = []
+    updates: list[Tensor] = []
+
+    def before(index: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x_BTH = args[0] if args else kwargs["hidden_states"]
+            if replace is None:
+                layer_inputs.append(x_BTH)
+                return None
+            if args:
+                return (replace[index], *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": replace[index]}
+
+        return hook
+
+    def after(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            out_BTH = output[0] if isinstance(output, tuple) else output
+            x_BTH = replace[index] if replace is not None else layer_inputs[index]
+            updates.append(out_BTH[last] - x_BTH[last])
+
+        return hook
+
+    handles = []
+    for index, layer in enumerate(decoder_layers(model)):
+        handles.append(layer.register_forward_pre_hook(before(index), with_kwargs=True))
+        handles.append(layer.register_forward_hook(after(index)))
+    try:
+        model(**inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return layer_inputs, updates
+
+
+class _Float64Stays(TorchFunctionMode):
+    """Hugging Face's norms say ``x.to(torch.float32)``, which would *narrow* a float64 model.
+
+    Inside this mode a float64 tensor asked to become float32 stays as it is. Rope angles, which the model
+    defines in float32 from integers, never are float64 and keep their definition.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        wide = bool(args) and isinstance(args[0], Tensor) and args[0].dtype == torch.float64
+        if wide and func is Tensor.float:
+            return args[0]
+        if wide and func is Tensor.to:
+            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        if wide and kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)

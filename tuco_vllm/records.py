@@ -1,0 +1,88 @@
+"""The one interchange: what goes into a scoring run, what comes out, and how it lies in Parquet.
+
+    source row --(corpus)--> Prompt --(api, engine)--> TucoScore --(corpus)--> a row of part-*.parquet
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from tuco_vllm import metrics
+
+SCHEMA_VERSION = "1"
+
+Messages = list[dict[str, Any]]
+"""One chat: ``[{"role": "user", "content": "..."}, ...]``."""
+
+PromptInput = str | list[int] | Messages
+"""What can be scored: a raw string, token ids as they are, or a chat (through FT's template)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TucoScore:
+    """TuCo of one prompt at its last token, and the norms it is made of.
+
+    The four lists have one float per layer (L); ``cum_*`` are norms of running sums, so
+    ``ptc_norm == cum_ptc_norms[-1]`` is the norm of the sum, not the sum of norms (paper §4.4).
+    """
+
+    tuco: float
+    preco: float
+    ptc_norm: float
+    ftc_norm: float
+    beta_max: float
+    ptc_norms: list[float]
+    ftc_norms: list[float]
+    cum_ptc_norms: list[float]
+    cum_ftc_norms: list[float]
+    num_prompt_tokens: int
+
+    @classmethod
+    def from_norms(cls, norms_L4: Sequence[Sequence[float]], num_prompt_tokens: int) -> "TucoScore":
+        """From one prompt's norms ``[L, 4]`` in the order of ``decomposition.NORM_COLUMNS``."""
+        ptc, ftc, cum_ptc, cum_ftc = (list(column) for column in zip(*norms_L4, strict=True))
+        tuco = metrics.tuco(cum_ptc, cum_ftc)
+        return cls(
+            tuco=tuco,
+            preco=1.0 - tuco,
+            ptc_norm=cum_ptc[-1],
+            ftc_norm=cum_ftc[-1],
+            beta_max=metrics.beta_max(cum_ptc, cum_ftc),
+            ptc_norms=ptc,
+            ftc_norms=ftc,
+            cum_ptc_norms=cum_ptc,
+            cum_ftc_norms=cum_ftc,
+            num_prompt_tokens=num_prompt_tokens,
+        )
+
+
+@dataclass(slots=True)
+class ScoredRow:
+    """One output row: a source row with its score or its error (exactly one of the two is set)."""
+
+    id: str
+    prompt: str | None
+    prompt_tokens: int | None
+    score: TucoScore | None
+    error: str | None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """The input's other columns, unchanged."""
+
+
+SCALARS = ("tuco", "preco", "ptc_norm", "ftc_norm", "beta_max")
+LAYERS = ("ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms")
+
+
+def output_schema(*, layers: bool = True, prompt: bool = True) -> pa.Schema:
+    """The fixed columns of an output file, in order; the input's other columns follow them."""
+    columns = [pa.field("id", pa.string(), nullable=False)]
+    if prompt:
+        columns.append(pa.field("prompt", pa.string()))
+    columns.append(pa.field("prompt_tokens", pa.int32()))
+    columns += [pa.field(name, pa.float64()) for name in SCALARS]
+    if layers:
+        columns += [pa.field(name, pa.list_(pa.float32())) for name in LAYERS]
+    columns.append(pa.field("error", pa.string()))
+    return pa.schema(columns)
