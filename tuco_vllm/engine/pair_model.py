@@ -90,11 +90,17 @@ class TucoForCausalLM(nn.Module):
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Scoring: norms ``[R, 4 L]`` float32, row i for request i. Generating: hidden states ``[T, H]``."""
+        """Generating: FT's hidden states ``[T, H]``. Scoring: ``[T, 4 L]`` float32, row i for request i.
+
+        A request has at least one token, so the R rows of norms fit; the rest is zeros that nobody reads
+        (vLLM's runners take for granted that a model returns T rows).
+        """
         if not self.scores:
             return self.stock(input_ids, positions, intermediate_tensors, inputs_embeds)
-        rows_R = self.rows.of_this_batch(positions.shape[-1])
-        return self.model(input_ids, positions, rows_R, inputs_embeds)
+        num_tokens = positions.shape[-1]
+        rows_R = self.rows.of_this_batch(num_tokens)
+        norms_RN = self.model(input_ids, positions, rows_R, inputs_embeds)
+        return nn.functional.pad(norms_RN, (0, 0, 0, num_tokens - norms_RN.shape[0]))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         return self.stock.compute_logits(hidden_states)
