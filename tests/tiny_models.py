@@ -66,7 +66,11 @@ PAIRS: dict[str, PairConfigs] = {
     "mistral": (
         MistralForCausalLM,
         {"sliding_window": 24, "rms_norm_eps": 1e-5},
-        {"sliding_window": None, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        {
+            "sliding_window": None,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
     ),
     "mistral_windowed_ft": (
         MistralForCausalLM,
@@ -82,7 +86,9 @@ PAIRS: dict[str, PairConfigs] = {
 CONFIGS = {LlamaForCausalLM: LlamaConfig, MistralForCausalLM: MistralConfig, Qwen3ForCausalLM: Qwen3Config}
 
 
-def make_pair(name: str, directory: Path, dtype: torch.dtype = torch.float32, **shape: Any) -> tuple[str, str]:
+def make_pair(
+    name: str, directory: Path, dtype: torch.dtype = torch.float32, **shape: Any
+) -> tuple[str, str]:
     """Write the pair ``name`` of PAIRS below ``directory``; returns (pt, ft). ``shape`` overrides SHAPE."""
     cls, pt_extra, ft_extra = PAIRS[name]
     base = {**SHAPE, **shape}
@@ -127,14 +133,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
         special_tokens=["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    bpe.train_from_iterator(["the cat sat on the mat and looked at the other cats of this town " * 20], trainer)
+    bpe.train_from_iterator(
+        ["the cat sat on the mat and looked at the other cats of this town " * 20], trainer
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
 
 def prompts(count: int, *, seed: int = 0, longest: int = MAX_LEN - 1) -> list[list[int]]:
-    """``count`` random token-id prompts: the first is 1 token, the second ``longest``, the rest in between."""
+    """``count`` random token-id prompts: the first of 1 token, the second of ``longest``, the rest between."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = [1, longest, *torch.randint(1, longest, (max(count - 2, 0),), generator=generator).tolist()][:count]
+    lengths = [1, longest, *torch.randint(1, longest, (max(count - 2, 0),), generator=generator).tolist()][
+        :count
+    ]
     return [torch.randint(3, PT_VOCAB, (n,), generator=generator).tolist() for n in lengths]

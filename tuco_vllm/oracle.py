@@ -72,7 +72,7 @@ class Oracle:
             return torch.stack(layers, dim=1)
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: Any) -> nn.ModuleList:
     """The model's stack of decoder layers: its one ModuleList of ``num_hidden_layers`` modules."""
     wanted = model.config.num_hidden_layers
     for module in model.modules():
@@ -82,7 +82,10 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def _run(
-    model: nn.Module, inputs: dict[str, Tensor], last: tuple[Tensor, Tensor], replace: list[Tensor] | None = None
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    last: tuple[Tensor, Tensor],
+    replace: list[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One forward. Returns every layer's input ``[B, T, H]`` and its update at the last tokens ``[B, H]``.
 

@@ -1,6 +1,6 @@
 """The one interchange: what goes into a scoring run, what comes out, and how it lies in Parquet.
 
-    source row --(corpus)--> Prompt --(api, engine)--> TucoScore --(corpus)--> a row of part-*.parquet
+source row --(corpus)--> Prompt --(api, engine)--> TucoScore --(corpus)--> a row of part-*.parquet
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,9 @@ class ScoredRow:
     score: TucoScore | None
     error: str | None
     extra: dict[str, Any] = field(default_factory=dict)
-    """The input's other columns, unchanged."""
+    """The input's other columns, unchanged, by their names in the input."""
+    templated: bool = False
+    """Whether a chat template made the prompt."""
 
 
 SCALARS = ("tuco", "preco", "ptc_norm", "ftc_norm", "beta_max")
@@ -86,3 +88,10 @@ def output_schema(*, layers: bool = True, prompt: bool = True) -> pa.Schema:
         columns += [pa.field(name, pa.list_(pa.float32())) for name in LAYERS]
     columns.append(pa.field("error", pa.string()))
     return pa.schema(columns)
+
+
+PART = "part-{:05d}.parquet"
+SUCCESS = "_SUCCESS"
+STATE = "_tuco"
+"""A run's own files (job.json, run.json, lock) lie in this folder of the output directory: Parquet readers
+skip names that begin with an underscore, so the directory as a whole stays readable as one table."""

@@ -35,6 +35,7 @@ from vllm.model_executor.models.mistral import (
 from vllm.model_executor.models.qwen2 import Qwen2MLP as Qwen3MLP
 from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.platforms import current_platform
 from vllm.transformers_utils.config import get_config
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -76,6 +77,7 @@ __all__ = [
     "VllmConfig",
     "VocabParallelEmbedding",
     "WeightsMapper",
+    "current_platform",
     "get_attn_backend",
     "get_config",
     "get_forward_context",

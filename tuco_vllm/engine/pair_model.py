@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tuco_vllm.config import resolve_pair
+from tuco_vllm.config import ModelPair, resolve_pair
 from tuco_vllm.engine.compat import AutoWeightsLoader, Pooler, VllmConfig, get_config
 from tuco_vllm.engine.families import family_of
 from tuco_vllm.engine.rows import LastRows
@@ -32,9 +32,11 @@ class ContributionPooler(Pooler):
         self.num_layers = num_layers
 
     def get_supported_tasks(self) -> set[Any]:
+        """vLLM's name for "numbers of any shape, one tensor a request"."""
         return {"classify"}
 
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor]:
+        """``[T, 4 L]`` -> one ``[L, 4]`` a request."""
         rows = len(pooling_metadata.pooling_params)
         return list(hidden_states[:rows].reshape(rows, -1, 4))
 
@@ -58,29 +60,27 @@ class TucoForCausalLM(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         refuse_unsupported(vllm_config)
-        config = vllm_config.model_config.hf_config
-        pt_name = getattr(config, "tuco_pt", None)
-        if pt_name is None:
-            raise ValueError('no pre-trained model: add "tuco_pt": DIR to hf_overrides (or use tuco_vllm.TucoLLM)')
         has_weights = vllm_config.load_config.load_format != "dummy"
-        pair = resolve_pair(pt_name, vllm_config.model_config.model)
-        config.tuco_architecture = pair.ft.architecture
+        pair = pair_of(vllm_config, weights=has_weights)
         self.family = family_of(pair.ft.architecture)
         self.scores = vllm_config.model_config.runner_type == "pooling"
         if not self.scores:
             self.stock = self.family.StockModel(vllm_config=vllm_config, prefix=prefix)
             return
 
-        config.tuco_pt_config = get_config(pair.pt.directory, trust_remote_code=False, config_format="hf")
+        pt_config = get_config(pair.pt.directory, trust_remote_code=False, config_format="hf")
         # vLLM keys its compile cache by FT's config; what PT's brings into the graph must be in the key too.
-        vllm_config.additional_config["tuco_pt_config"] = config.tuco_pt_config.to_json_string()
+        vllm_config.additional_config["tuco_pt_config"] = pt_config.to_json_string()
         if has_weights:
             self.secondary_weights = (pt_source(str(pair.pt.directory)),)
-        self.model = ScoringModel(vllm_config=vllm_config, prefix="model")
-        self.rows = LastRows(vllm_config, self.model.pt_layers[0].self_attn.attn.layer_name)
+        self.model = ScoringModel(
+            vllm_config=vllm_config, prefix="model", family=self.family, pt_config=pt_config
+        )
+        self.rows = LastRows(vllm_config, self.model.rows_layer_name)
         self.pooler = ContributionPooler(self.model.num_layers)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """FT's embeddings, the x_0 of both models."""
         return (self.model if self.scores else self.stock).embed_input_ids(input_ids)
 
     def forward(
@@ -103,13 +103,25 @@ class TucoForCausalLM(nn.Module):
         return nn.functional.pad(norms_RN, (0, 0, 0, num_tokens - norms_RN.shape[0]))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """FT's logits; asked for by the generate runner only."""
         return self.stock.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Both checkpoints' tensors, as vLLM's loader streams them; returns the parameters filled."""
         if not self.scores:
             return {f"stock.{name}" for name in self.stock.load_weights(weights)}
         names = parameter_names(weights, self.family.MAPPER, self.model.num_layers)
         return AutoWeightsLoader(self).load_weights(names)
+
+
+def pair_of(vllm_config: VllmConfig, *, weights: bool) -> ModelPair:
+    """The checked pair that an engine was started with."""
+    model = vllm_config.model_config
+    pt = getattr(model.hf_config, "tuco_pt", None)
+    if pt is None:
+        raise ValueError('no pre-trained model: add "tuco_pt": DIR to hf_overrides, or use tuco_vllm.TucoLLM')
+    ft = f"{model.model}@{model.revision}" if model.revision else model.model
+    return resolve_pair(pt, ft, trust_remote_code=model.trust_remote_code, weights=weights)
 
 
 def refuse_unsupported(vllm_config: VllmConfig) -> None:

@@ -41,12 +41,12 @@ def rows_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
     """
     if backend.forward_includes_kv_cache_update:
         raise ValueError(
-            f"attention backend {backend.get_name()} writes its KV cache inside forward, so TuCo cannot query "
-            "single rows with it: choose FLASH_ATTN, TRITON_ATTN or FLASHINFER (--attention-backend)"
+            f"attention backend {backend.get_name()} writes its KV cache inside forward, so TuCo cannot "
+            "query single rows with it: choose FLASH_ATTN, TRITON_ATTN or FLASHINFER (--attention-backend)"
         )
     stock_builder: Any = backend.get_builder_cls()
 
-    class LastTokenBuilder(stock_builder):  # type: ignore[misc]
+    class LastTokenBuilder(stock_builder):
         """Stock metadata for a batch of n one-token queries."""
 
         @classmethod
@@ -55,7 +55,10 @@ def rows_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
             return AttentionCGSupport.NEVER
 
         def build(
-            self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+            self,
+            common_prefix_len: int,
+            common_attn_metadata: CommonAttentionMetadata,
+            fast_build: bool = False,
         ) -> Any:
             rows_R = common_attn_metadata.query_start_loc[1:] - 1
             metadata = super().build(common_prefix_len, one_token_queries(common_attn_metadata), fast_build)

@@ -1,20 +1,24 @@
 """Token ids in, norms out: the vLLM engine of a pair, kept saturated while it is read lazily."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+import vllm
 from torch import Tensor
 from vllm import EngineArgs, LLMEngine, PoolingParams
 
 from tuco_vllm.config import ModelPair
-from tuco_vllm.engine.compat import EngineDeadError
+from tuco_vllm.engine.compat import EngineDeadError, current_platform
 from tuco_vllm.engine.plugin import ARCHITECTURE
 from tuco_vllm.errors import EngineError, InputError
 
 Key = TypeVar("Key")
 
-_REFUSED = ("model", "runner", "task", "convert", "hf_overrides", "quantization", "load_format", "tokenizer")
+VLLM_VERSION: str = vllm.__version__
+
+_REFUSED = ("model", "runner", "task", "convert", "hf_overrides", "quantization", "tokenizer")
 
 
 class Scorer:
@@ -37,15 +41,17 @@ class Scorer:
             model=str(pair.ft.directory),
             runner="pooling",
             hf_overrides={"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory)},
-            config_format="hf",
-            load_format="safetensors",
+            config_format="hf",  # Mistral's repositories carry a second format of config and weights
             skip_tokenizer_init=True,
             **{"disable_log_stats": True, **engine_args},
         )
+        if current_platform.is_cpu():
+            _fit_to_cpu(arguments)
         try:
             self.engine = LLMEngine.from_engine_args(arguments)
         except Exception as error:
-            raise EngineError(f"the vLLM engine did not start: {error}") from error
+            reason = " ".join(str(error).split())
+            raise EngineError(f"the vLLM engine did not start: {reason[:500]}") from error
         model_config = self.engine.model_config
         self.max_model_len: int = model_config.max_model_len
         self.num_layers: int = model_config.hf_config.num_hidden_layers
@@ -108,3 +114,21 @@ class Scorer:
         engine, self.engine = getattr(self, "engine", None), None
         if engine is not None:
             engine.engine_core.shutdown()
+
+
+def _fit_to_cpu(arguments: EngineArgs) -> None:
+    """vLLM's CPU defaults are a server's: nearly all memory for the KV cache, a core kept for the scheduler.
+
+    Scoring needs the cache for prompts in flight only, so a quarter of the free memory is plenty; and on a
+    small machine an idle core is a large part of it. What the caller or the environment says stands.
+    """
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    ranks = arguments.tensor_parallel_size
+    if ranks > 1:  # vLLM would insist on one NUMA node a rank
+        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+        shares = [",".join(cores[rank::ranks]) or cores[0] for rank in range(ranks)]
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(shares))
+    chosen = arguments.kv_cache_memory_bytes is not None or "VLLM_CPU_KVCACHE_SPACE" in os.environ
+    if not chosen and arguments.gpu_memory_utilization == EngineArgs.gpu_memory_utilization:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        arguments.kv_cache_memory_bytes = max(free // 4, 1 << 30)

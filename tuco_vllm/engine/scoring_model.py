@@ -8,6 +8,7 @@ and all else pay two passes.
 Shape suffixes: T tokens of the batch, R rows (one per request), L layers, H hidden size.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,22 +16,20 @@ from torch import Tensor, nn
 
 from tuco_vllm.decomposition import accumulate_contribution
 from tuco_vllm.engine.compat import VllmConfig, VocabParallelEmbedding, support_torch_compile
-from tuco_vllm.engine.families import family_of
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "rows": 0, "inputs_embeds": 0})
 class ScoringModel(nn.Module):
     """FT's layers and PT's, interleaved; returns norms instead of hidden states.
 
-    Built through vLLM's ``pt_config`` side channel on ``hf_config`` (see ``pair_model``), since vLLM
-    constructs models from one VllmConfig.
+    ``family`` is a module of ``families``, ``pt_config`` PT's Hugging Face config; FT's is the engine's own.
     """
 
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+    def __init__(
+        self, *, vllm_config: VllmConfig, prefix: str = "", family: ModuleType, pt_config: Any
+    ) -> None:
         super().__init__()
         ft_config = vllm_config.model_config.hf_config
-        pt_config = ft_config.tuco_pt_config
-        family = family_of(ft_config.tuco_architecture)
         self.num_layers = count = ft_config.num_hidden_layers
         self.hidden_size = ft_config.hidden_size
 
@@ -48,20 +47,24 @@ class ScoringModel(nn.Module):
                 for layer in range(count)
             ]
         )
+        self.rows_layer_name = f"{prefix}.pt_layers.{count}.self_attn.attn"
+        """The engine's name of one layer on rows, whose attention metadata holds them (``rows``)."""
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """FT's embeddings ``[T, H]``."""
         return self.embed_tokens(input_ids)
 
     def forward(
         self, input_ids: Tensor | None, positions: Tensor, rows: Tensor, inputs_embeds: Tensor | None = None
     ) -> Tensor:
         """Norms ``[R, 4 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order."""
-        x_TH = inputs_embeds if inputs_embeds is not None else self.embed_tokens(input_ids)
+        x_TH: Any = inputs_embeds if inputs_embeds is not None else self.embed_tokens(input_ids)
         mlp_TH: Any = None  # FT's MLP output of the layer before, not yet added to the stream
         cum_ptc_RH = torch.zeros(rows.shape[0], self.hidden_size, dtype=torch.float32, device=x_TH.device)
         cum_ftc_RH = torch.zeros_like(cum_ptc_RH)
         norms_R4 = []
 
+        ft: Any
         for ft, pt in zip(self.layers[:-1], self.pt_layers[:-1], strict=True):
             # FT exactly as vLLM's own model runs it, fused add + norm included, which overwrites its inputs
             # on a GPU: whatever PT or the sums need is read (gathered, so copied) before.
@@ -69,19 +72,22 @@ class ScoringModel(nn.Module):
                 normed_TH = ft.input_layernorm(x_TH)
             else:
                 normed_TH, x_TH = ft.input_layernorm(mlp_TH, x_TH)
-            pt_RH = pt(positions, x_TH, rows)
+            pt_attention_RH, pt_mlp_RH = pt(positions, x_TH, rows)
             attention_TH = ft.self_attn(positions=positions, hidden_states=normed_TH)
-            attention_RH = attention_TH[rows]
+            ft_attention_RH = attention_TH[rows]
             normed_TH, x_TH = ft.post_attention_layernorm(attention_TH, x_TH)
             mlp_TH = ft.mlp(normed_TH)
             cum_ptc_RH, cum_ftc_RH, norms = accumulate_contribution(
-                *pt_RH, attention_RH, mlp_TH[rows], cum_ptc_RH, cum_ftc_RH
+                pt_attention_RH, pt_mlp_RH, ft_attention_RH, mlp_TH[rows], cum_ptc_RH, cum_ftc_RH
             )
             norms_R4.append(norms)
 
         if mlp_TH is not None:
             x_TH = x_TH + mlp_TH
-        pt_RH = self.pt_layers[-1](positions, x_TH, rows)
-        ft_RH = self.layers[-1](positions, x_TH, rows)
-        norms_R4.append(accumulate_contribution(*pt_RH, *ft_RH, cum_ptc_RH, cum_ftc_RH)[2])
+        pt_attention_RH, pt_mlp_RH = self.pt_layers[-1](positions, x_TH, rows)
+        ft_attention_RH, ft_mlp_RH = self.layers[-1](positions, x_TH, rows)
+        _, _, norms = accumulate_contribution(
+            pt_attention_RH, pt_mlp_RH, ft_attention_RH, ft_mlp_RH, cum_ptc_RH, cum_ftc_RH
+        )
+        norms_R4.append(norms)
         return torch.cat(norms_R4, dim=-1)

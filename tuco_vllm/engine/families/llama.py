@@ -15,12 +15,16 @@ MAPPER = LlamaModel.hf_to_vllm_mapper
 
 
 def stock_layer(vllm_config: VllmConfig, layer: int, prefix: str) -> nn.Module:
+    """vLLM's own decoder layer."""
     return LlamaDecoderLayer(vllm_config, prefix)
 
 
 class RowsLayer(rows_layer.RowsLayer):
+    """One layer on rows."""
+
     @staticmethod
     def build_mlp(config: Any, prefix: str) -> nn.Module:
+        """vLLM's own MLP."""
         return LlamaMLP(
             config.hidden_size,
             config.intermediate_size,

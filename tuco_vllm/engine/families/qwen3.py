@@ -22,6 +22,7 @@ MAPPER = Qwen3Model.hf_to_vllm_mapper
 
 
 def stock_layer(vllm_config: VllmConfig, layer: int, prefix: str) -> nn.Module:
+    """vLLM's own decoder layer."""
     config = vllm_config.model_config.hf_config
     return Qwen3DecoderLayer(
         config,
@@ -34,15 +35,19 @@ def stock_layer(vllm_config: VllmConfig, layer: int, prefix: str) -> nn.Module:
 
 
 class RowsAttention(rows_layer.RowsAttention):
+    """Adds the norms of single heads, before rope."""
+
     def __init__(self, vllm_config: VllmConfig, config: Any, layer: int, prefix: str) -> None:
         super().__init__(vllm_config, config, layer, prefix)
         self.q_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
 
     def prepare_query(self, positions_R: Tensor, query_RQ: Tensor) -> Tensor:
+        """Norm, then rope."""
         return super().prepare_query(positions_R, self._per_head(self.q_norm, query_RQ))
 
     def prepare_key(self, positions_T: Tensor, key_TK: Tensor) -> Tensor:
+        """Norm, then rope."""
         return super().prepare_key(positions_T, self._per_head(self.k_norm, key_TK))
 
     def _per_head(self, norm: nn.Module, x: Tensor) -> Tensor:
@@ -50,8 +55,11 @@ class RowsAttention(rows_layer.RowsAttention):
 
 
 class RowsLayer(rows_layer.RowsLayer):
+    """One layer on rows."""
+
     attention_cls = RowsAttention
 
     @staticmethod
     def build_mlp(config: Any, prefix: str) -> nn.Module:
+        """vLLM's own MLP."""
         return Qwen3MLP(config.hidden_size, config.intermediate_size, config.hidden_act, prefix=prefix)

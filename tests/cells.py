@@ -1,0 +1,65 @@
+"""The correctness matrix of the engine: {family} x {eager, compiled} x {dtype} x {chunk} x {TP}.
+
+``COVER`` is a pairwise cover that ``make test`` runs; ``product()`` is all of it, for ``make test-full``.
+Prompt lengths, batching, shuffling and the prefix cache's three states vary inside each cell, on one engine.
+"""
+
+from dataclasses import dataclass
+from itertools import product as combinations
+from typing import Any
+
+import tiny_models
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One engine. ``chunk`` is the token budget of a step: far below a prompt's length it chunks prefill."""
+
+    pair: str
+    compiled: bool = False
+    dtype: str = "float32"
+    chunk: int | None = None
+    tensor_parallel: int = 1
+
+    @property
+    def id(self) -> str:
+        mode = "compiled" if self.compiled else "eager"
+        chunk = f"chunk{self.chunk}" if self.chunk else "whole"
+        return f"{self.pair}-{mode}-{self.dtype}-{chunk}-tp{self.tensor_parallel}"
+
+    def engine_args(self) -> dict[str, Any]:
+        args: dict[str, Any] = {
+            "dtype": self.dtype,
+            "enforce_eager": not self.compiled,
+            "max_model_len": tiny_models.MAX_LEN,
+            "block_size": 32,  # small blocks, so that short prompts hit the prefix cache
+            "enable_prefix_caching": True,
+            "kv_cache_memory_bytes": 64 << 20,
+            "tensor_parallel_size": self.tensor_parallel,
+        }
+        if self.chunk:
+            # As many requests as tokens: the two dynamic sizes of the graph then coincide while it is traced.
+            args |= {"max_num_batched_tokens": self.chunk, "max_num_seqs": min(self.chunk, 32)}
+        return args
+
+
+COVER = [
+    Cell("llama", chunk=48),
+    Cell("llama", compiled=True, dtype="bfloat16"),
+    Cell("llama_mha", compiled=True, chunk=32),
+    Cell("mistral", tensor_parallel=2),
+    Cell("mistral", compiled=True, chunk=48),
+    Cell("mistral_windowed_ft", dtype="bfloat16", chunk=48),
+    Cell("qwen3", compiled=True, tensor_parallel=2, chunk=48),
+    Cell("qwen3", dtype="bfloat16"),
+]
+
+
+def product() -> list[Cell]:
+    """Every combination."""
+    return [
+        Cell(*values)
+        for values in combinations(
+            tiny_models.PAIRS, (False, True), ("float32", "bfloat16"), (None, 32, 48), (1, 2)
+        )
+    ]

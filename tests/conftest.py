@@ -1,0 +1,39 @@
+"""Options and what all tests share: offline, quiet, small engines, random pairs made once."""
+
+import os
+
+# Before anything imports torch, transformers or vllm. Engine processes inherit it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="the whole correctness matrix instead of a pairwise cover"
+    )
+
+
+@pytest.fixture(scope="session")
+def pair_dirs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[str, str]]:
+    """(family pair name, dtype) -> (pt, ft) directories of a random pair, written once a session."""
+    import tiny_models
+    import torch
+
+    root = tmp_path_factory.mktemp("pairs")
+    made: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def get(name: str, dtype: str = "float32") -> tuple[str, str]:
+        if (name, dtype) not in made:
+            made[name, dtype] = tiny_models.make_pair(
+                name, Path(root / f"{name}-{dtype}"), getattr(torch, dtype)
+            )
+        return made[name, dtype]
+
+    return get

@@ -1,0 +1,139 @@
+import json
+from datetime import datetime
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tuco_vllm.corpus.columns import Columns, survey
+from tuco_vllm.corpus.inputs import find_inputs
+from tuco_vllm.errors import InputError
+
+
+def look(directory, columns=None, limit=None):
+    return survey(find_inputs([str(directory)], out=directory / "out"), columns or Columns(), limit)
+
+
+def write_jsonl(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def types(found):
+    return {extra.name: "json" if extra.as_json else extra.type for extra in found.extras}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, None, -5], pa.int64()),
+        ([1, 2.5], pa.float64()),
+        ([2**53, 0.5], pa.float64()),
+        ([2**53 + 1, 0.5], "json"),  # a double would change it
+        ([2**62], pa.int64()),
+        ([2**64], "json"),
+        ([True, False], pa.bool_()),
+        ([True, 1], "json"),
+        (["a", "b"], pa.string()),
+        (["a", 1], "json"),
+        ([None], pa.string()),
+        ([["a"], [], None], pa.list_(pa.string())),
+        ([[1], [0.5, None]], pa.list_(pa.float64())),
+        ([[[1]], [[2, 3]]], pa.list_(pa.list_(pa.int64()))),
+        ([[]], pa.list_(pa.string())),
+        ([[1], 1], "json"),
+        ([{"a": 1}], "json"),
+        ([[{"a": 1}]], "json"),
+    ],
+)
+def test_json_columns_have_the_narrowest_type_that_keeps_their_values(tmp_path, values, expected):
+    write_jsonl(tmp_path / "x.jsonl", *({"prompt": "p", "v": value} for value in values))
+    assert types(look(tmp_path)) == {"v": expected}
+
+
+def test_a_misfit_far_down_still_decides_the_type(tmp_path):
+    write_jsonl(
+        tmp_path / "x.jsonl", *({"prompt": "p", "v": i} for i in range(5000)), {"prompt": "p", "v": "no"}
+    )
+    assert types(look(tmp_path)) == {"v": "json"}
+    assert types(look(tmp_path, limit=5000)) == {"v": pa.int64()}
+
+
+def test_csv_and_json_columns_of_one_name_are_reconciled(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,same,other\np,x,1\n")
+    write_jsonl(tmp_path / "b.jsonl", {"prompt": "p", "same": "y", "other": 1})
+    assert types(look(tmp_path)) == {"same": pa.string(), "other": "json"}
+
+
+def test_parquet_columns_keep_their_types(tmp_path):
+    table = pa.table(
+        {
+            "prompt": ["p"],
+            "when": pa.array([datetime(2020, 1, 1)], pa.timestamp("ns")),
+            "price": pa.array([Decimal("1.25")], pa.decimal128(9, 2)),
+            "chat": pa.array([[{"role": "x"}]]),
+            "word": pa.array(["w"]).dictionary_encode(),
+            "small": pa.array([1], pa.int8()),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = types(look(tmp_path))
+    assert found["word"] == pa.string()
+    del found["word"]
+    assert found == {name: table.schema.field(name).type for name in ("when", "price", "chat", "small")}
+
+
+def test_parquet_files_that_disagree_are_widened_where_nothing_is_lost(tmp_path):
+    for name, wide, mixed in [("a", pa.int32(), pa.int64()), ("b", pa.int64(), pa.float64())]:
+        table = pa.table({"prompt": ["p"], "w": pa.array([1], wide), "m": pa.array([1], mixed)})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    assert types(look(tmp_path)) == {"w": pa.int64(), "m": "json"}
+
+
+def test_names_that_are_taken_get_a_prefix(tmp_path):
+    row = {"prompt": "p", "id": 1, "input_id": 2, "tuco": 3, "error": "e", "other": 4}
+    write_jsonl(tmp_path / "x.jsonl", row)
+    names = {extra.source: extra.name for extra in look(tmp_path).extras}
+    assert names == {
+        "id": "input_input_id",
+        "input_id": "input_id",
+        "tuco": "input_tuco",
+        "error": "input_error",
+        "other": "other",
+    }
+
+
+def test_what_became_id_and_prompt_is_not_repeated_and_nothing_else_is_lost(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", {"id": 1, "prompt": "p", "note": "n"})
+    assert [e.name for e in look(tmp_path, Columns(id="id")).extras] == ["note"]
+    write_jsonl(tmp_path / "x.jsonl", {"messages": [], "prompt": "unused"})
+    assert [e.name for e in look(tmp_path).extras] == ["input_prompt"]
+
+
+def test_rows_are_counted_up_to_the_limit(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", *[{"prompt": "p"}] * 7)
+    (tmp_path / "b.csv").write_text('prompt\n"over\nlines"\nx\n')
+    pq.write_table(pa.table({"prompt": ["p"] * 5}), tmp_path / "c.parquet")
+    (tmp_path / "d.txt").write_text("x\ny\n")
+    assert look(tmp_path).rows == 7 + 2 + 5 + 2
+    assert [look(tmp_path, limit=limit).rows for limit in (1, 8, 11, 15, 99)] == [1, 8, 11, 15, 16]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (Columns(), "no column 'prompt' or 'messages': .*x.jsonl has the columns text, n"),
+        (Columns(prompt="txt"), "no column 'txt'"),
+        (Columns(prompt="text", id="key"), "no column 'key' \\(--id-column\\)"),
+        (Columns(prompt="text", messages="chat"), "no column 'chat' \\(--messages-column\\)"),
+    ],
+)
+def test_unknown_columns_are_refused_with_the_ones_there_are(tmp_path, columns, message):
+    write_jsonl(tmp_path / "x.jsonl", {"text": "p", "n": 1})
+    with pytest.raises(InputError, match=message):
+        look(tmp_path, columns)
+
+
+def test_a_file_of_broken_rows_only_is_not_a_missing_column(tmp_path):
+    (tmp_path / "x.jsonl").write_text("{\n{\n")
+    assert look(tmp_path).rows == 2

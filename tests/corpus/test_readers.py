@@ -1,0 +1,161 @@
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tuco_vllm.corpus.inputs import find_inputs
+from tuco_vllm.corpus.readers import read_records
+from tuco_vllm.errors import InputError
+
+ROWS = [
+    {"prompt": "one", "tag": "a"},
+    {"prompt": 'quoted "two",\nover lines', "tag": "NA"},
+    {"prompt": "three \u2028 and \x85 are no line ends, äöü 日本", "tag": ""},
+]
+
+
+def compress(data: bytes, extension: str) -> bytes:
+    if extension == ".zst":
+        return pa.Codec("zstd").compress(data, asbytes=True)
+    return gzip.compress(data) if extension == ".gz" else data
+
+
+def write_rows(directory: Path, file_format: str, extension: str = "") -> Path:
+    plain = directory / f"plain.{file_format}"
+    if file_format == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), plain)
+    elif file_format == "jsonl":
+        plain.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), newline="")
+    elif file_format == "csv":
+        quoted = [",".join('"' + value.replace('"', '""') + '"' for value in row.values()) for row in ROWS]
+        plain.write_text("\r\n".join(["prompt,tag", *quoted]), newline="")
+    path = directory / f"rows.{file_format}{extension}"
+    path.write_bytes(compress(plain.read_bytes(), extension))
+    return path
+
+
+def read(path: Path, **options):
+    (file,) = find_inputs([str(path)], out=path.parent / "out")
+    return list(read_records(file, **options))
+
+
+def from_bytes(directory: Path, name: str, data: bytes):
+    (directory / name).write_bytes(data)
+    return read(directory / name)
+
+
+def values(record):
+    return {k: v.as_py() if isinstance(v, pa.Scalar) else v for k, v in record.columns.items()}
+
+
+@pytest.mark.parametrize("extension", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("file_format", ["jsonl", "csv", "parquet"])
+def test_every_format_and_compression_gives_the_same_rows(tmp_path, file_format, extension):
+    records = read(write_rows(tmp_path, file_format, extension))
+    assert [values(record) for record in records] == ROWS
+    assert not any(record.error for record in records)
+
+
+@pytest.mark.parametrize("extension", ["", ".gz", ".zst"])
+def test_txt_is_one_prompt_a_line_blank_lines_included(tmp_path, extension):
+    path = tmp_path / f"rows.txt{extension}"
+    path.write_bytes(compress("\ufeffone\r\n\ntwo\u2028still two\nthree".encode(), extension))
+    records = read(path, prompt_column="text")
+    assert [record.columns["text"] for record in records] == ["one", "", "two\u2028still two", "three"]
+
+
+@pytest.mark.parametrize("name", ["e.jsonl", "e.csv", "e.txt", "e.jsonl.gz", "e.txt.zst"])
+def test_an_empty_file_has_no_rows(tmp_path, name):
+    assert from_bytes(tmp_path, name, b"") == []
+    assert from_bytes(tmp_path, name, compress(b"", Path(name).suffix)) == []
+
+
+def test_a_byte_order_mark_is_not_content(tmp_path):
+    assert from_bytes(tmp_path, "b.jsonl", b'\xef\xbb\xbf{"prompt": "x"}')[0].columns == {"prompt": "x"}
+    assert from_bytes(tmp_path, "b.csv", b"\xef\xbb\xbfprompt\nx\n")[0].columns == {"prompt": "x"}
+
+
+def test_awkward_json_lines_cost_only_themselves(tmp_path):
+    lines = [
+        b'{"prompt": "good"}',
+        b'{"prompt": "broken',
+        b'["no", "object"]',
+        b'{"prompt": "\xff\xfe", "id": 7}',
+        b"\xff",
+        b'{"prompt": "x", "tag": "\\ud800"}',
+        b"  \t",
+        b'{"prompt": "\\ud83d\\ude00", "n": NaN}',
+        b"[" * 100_000,
+        b'{"prompt": "last"}\r',
+    ]
+    records = from_bytes(tmp_path, "awkward.jsonl", b"\n".join(lines))
+    errors = [(record.error or "").split(":")[0] for record in records]
+    assert errors == [
+        "",
+        "broken JSON",
+        "broken record",
+        "invalid UTF-8 at byte 12 of the line",
+        "invalid UTF-8 at byte 0 of the line",
+        "the record holds a lone surrogate (\\ud800), which is not text",
+        "",  # the blank line is no record
+        "broken JSON",
+        "",
+    ]
+    assert records[3].columns["id"] == 7  # what could be read is kept
+    assert records[5].columns == {"prompt": "x", "tag": "?"}
+    assert records[6].columns["prompt"] == "\U0001f600"
+    assert records[8].columns == {"prompt": "last"}
+
+
+def test_awkward_csv_rows_cost_only_themselves(tmp_path):
+    data = (
+        b'prompt,tag\ngood,1\nshort\nlong,2,3\n\xff,4\n"stray" quote,5\n\nnull\0inside,6\ngood again,7\n"open'
+    )
+    records = from_bytes(tmp_path, "awkward.csv", data)
+    errors = [record.error for record in records]
+    assert errors[0] is errors[5] is errors[6] is None
+    assert errors[1] == "broken CSV: the row has 1 fields, the header 2"
+    assert errors[2] == "broken CSV: the row has 3 fields, the header 2"
+    assert errors[3] == "invalid UTF-8 in the row"
+    assert errors[4].startswith("broken CSV: ")
+    assert errors[7] == "broken CSV: unexpected end of data"
+    assert records[3].columns == {"prompt": "\ufffd", "tag": "4"}
+    assert records[5].columns == {"prompt": "null\0inside", "tag": "6"}
+    assert len(records) == 8
+
+
+@pytest.mark.parametrize("name", ["huge.jsonl", "huge.csv", "huge.txt"])
+def test_a_row_of_some_megabytes(tmp_path, name):
+    text = "ab " * 1_000_000
+    data = {"jsonl": json.dumps({"prompt": text}), "csv": f"prompt\n{text}\n", "txt": text}[name[5:]]
+    (record,) = from_bytes(tmp_path, name, data.encode())
+    assert record.columns == {"prompt": text}
+
+
+def test_ten_thousand_broken_rows_in_a_row(tmp_path):
+    assert len(from_bytes(tmp_path, "broken.jsonl", b"{\n" * 10_000)) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 100_000)[:-100]),
+        ("cut.txt.zst", pa.Codec("zstd").compress(bytes(range(256)) * 100, asbytes=True)[:-20]),
+        ("no.jsonl.gz", b"this is no gzip"),
+        ("no.parquet", b"this is no Parquet"),
+        ("no.parquet", b""),
+        ("twice.csv", b"a,b,a\n1,2,3\n"),
+    ],
+)
+def test_a_file_that_cannot_be_read_to_its_end_is_refused(tmp_path, name, data):
+    with pytest.raises(InputError, match=rf"cannot read .*{name}"):
+        from_bytes(tmp_path, name, data)
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"]), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="more than one column 'a'"):
+        read(tmp_path / "t.parquet")

@@ -1,0 +1,31 @@
+"""Every numeric tolerance of the test suite, each with its reason. Nowhere else.
+
+``norms`` are errors of a per-layer norm relative to |PTC_l| + |FTC_l| of that layer (relative to FTC alone
+the number would blow up as PT nears FT, although nothing is wrong).
+"""
+
+TUCO_FLOAT32 = 1e-6
+"""|dTuCo| of the float32 engine against the float64 oracle. A float32 sum of H products is off by about
+sqrt(H) * 6e-8 relative; L1 norms average such errors out. Measured 4e-8 to 1.2e-7; a wrong row, window or
+rope moves TuCo by 1e-3 or more."""
+
+NORMS_FLOAT32 = 1e-5
+"""Per-layer norms, same comparison. Measured 3e-7 to 7e-7; ten times that for other BLAS libraries."""
+
+NOISE_FLOOR_FLOAT32 = 1e-6
+"""TuCo of a model paired with itself in float32: FT's many-row and PT's few-row matrix products round
+differently, so FTC is rounding noise, not 0."""
+
+NOISE_FLOOR_BFLOAT16 = 5e-3
+"""The same in bfloat16, whose unit roundoff is 3.9e-3: measured 1e-3 to 3e-3 on real pairs."""
+
+BFLOAT16_FACTOR = 2.0
+"""The engine's largest bfloat16 error against Hugging Face's own in bfloat16 on the same prompts: both round
+at the same places, in a different order. A factor, so that no absolute figure has to be invented."""
+
+ORACLE_FLOAT64 = 1e-9
+"""Two ways to the same float64 number (batched, alone; sums against the stream), relative."""
+
+FINAL_HIDDEN = {"float32": 1e-5, "bfloat16": 2e-2}
+"""FT's final hidden rows against stock vLLM's, relative to the row's norm: the last layer runs on R rows
+instead of T, so its matrix products are blocked differently; all before it must be equal bit for bit."""

@@ -1,0 +1,51 @@
+"""The oracle's norms for tiny pairs, and the comparison every parity test makes."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import tolerances
+import torch
+from torch import Tensor
+
+from tuco_vllm.oracle import Oracle
+
+
+@cache
+def oracle(pt: str, ft: str, dtype: torch.dtype = torch.float64) -> Oracle:
+    return Oracle(pt, ft, dtype=dtype)
+
+
+def true_norms(pair: tuple[str, str], prompts: Sequence[Sequence[int]]) -> Tensor:
+    """float64 ``[N, L, 4]``."""
+    return oracle(*pair).norms(prompts)
+
+
+def norm_errors(norms: Tensor, truth: Tensor) -> Tensor:
+    """Errors relative to |PTC_l| + |FTC_l|: ``[N, L, 4]``."""
+    return (norms.double() - truth).abs() / (truth[..., :1] + truth[..., 1:2])
+
+
+def tuco(norms: Tensor) -> Tensor:
+    last = norms[:, -1].double()
+    return last[:, 3] / (last[:, 2] + last[:, 3])
+
+
+def assert_close(norms: Tensor, pair: tuple[str, str], prompts: Sequence[Sequence[int]], dtype: str) -> None:
+    """The engine's norms ``[N, L, 4]`` are the oracle's, to what the dtype allows (see ``tolerances``)."""
+    truth = true_norms(pair, prompts)
+    assert norms.shape == truth.shape
+    assert torch.isfinite(norms).all()
+    errors, tuco_errors = norm_errors(norms, truth), (tuco(norms) - tuco(truth)).abs()
+    if dtype == "float32":
+        assert errors.max() <= tolerances.NORMS_FLOAT32, _worst(errors, prompts)
+        assert tuco_errors.max() <= tolerances.TUCO_FLOAT32, _worst(tuco_errors, prompts)
+        return
+    own = oracle(*pair, torch.bfloat16).norms(prompts)
+    assert errors.max() <= tolerances.BFLOAT16_FACTOR * norm_errors(own, truth).max(), _worst(errors, prompts)
+    own_tuco = (tuco(own) - tuco(truth)).abs().max()
+    assert tuco_errors.max() <= tolerances.BFLOAT16_FACTOR * own_tuco, _worst(tuco_errors, prompts)
+
+
+def _worst(errors: Tensor, prompts: Sequence[Sequence[int]]) -> str:
+    place = int(errors.flatten(1).max(dim=1).values.argmax() if errors.dim() > 1 else errors.argmax())
+    return f"worst: {errors.max():.3g}, prompt {place} of {len(prompts[place])} tokens"

@@ -1,0 +1,40 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tuco_vllm.decomposition import NORM_COLUMNS
+from tuco_vllm.records import LAYERS, PART, STATE, SUCCESS, TucoScore, output_schema
+
+
+def test_a_score_from_norms_takes_its_scalars_from_the_right_columns():
+    # [L, 4]: |PTC|, |FTC|, |P|, |F| of two layers
+    score = TucoScore.from_norms([[1.0, 2.0, 1.0, 3.0], [5.0, 6.0, 6.0, 2.0]], 7)
+    assert score.tuco == pytest.approx(2 / 8)
+    assert score.preco == pytest.approx(6 / 8)
+    assert (score.ptc_norm, score.ftc_norm) == (6.0, 2.0)
+    assert score.beta_max == pytest.approx(3 / 4)  # of the first layer
+    assert (score.ptc_norms, score.ftc_norms) == ([1.0, 5.0], [2.0, 6.0])
+    assert (score.cum_ptc_norms, score.cum_ftc_norms) == ([1.0, 6.0], [3.0, 2.0])
+    assert score.num_prompt_tokens == 7
+
+
+def test_a_model_that_changes_nothing_contributes_nothing():
+    score = TucoScore.from_norms([[0.0] * 4], 1)
+    assert (score.tuco, score.preco, score.beta_max) == (0.0, 1.0, 0.0)
+
+
+def test_norms_and_records_name_the_layers_alike():
+    assert LAYERS == NORM_COLUMNS
+
+
+def test_only_ids_are_never_null():
+    assert [field.name for field in output_schema() if not field.nullable] == ["id"]
+
+
+def test_an_output_directory_reads_as_one_table(tmp_path):
+    for part in range(2):
+        pq.write_table(pa.table({"id": [str(part)]}), tmp_path / PART.format(part))
+    (tmp_path / SUCCESS).write_text("")
+    (tmp_path / STATE).mkdir()
+    (tmp_path / STATE / "run.json").write_text("{}")
+    assert pq.read_table(tmp_path)["id"].to_pylist() == ["0", "1"]

@@ -1,0 +1,67 @@
+"""Runs vLLM's Model Runner V2, which is the default on GPUs, on a CPU: a script started by its own process.
+
+    python tests/v2_on_cpu.py SPEC.json    (what SPEC holds: see ``main``)
+
+V2 refuses a CPU because it finds no Triton backend there. It gets one that says "active" and compiles
+nothing, with Triton's interpreter behind it. Real are then the V2 runner, its input preparation, attention
+metadata, block tables and pooling; not covered are CUDA graphs, streams, tensor parallelism and Triton's
+compiled code. The engine runs inside this process, so that what is set up here holds for it.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+def pretend_triton_has_a_cpu_backend() -> None:
+    """Must run before vllm is imported: vLLM decides then whether there is Triton."""
+    import triton.backends
+    import triton.runtime.interpreter as interpreter
+
+    driver = type("ActiveDriver", (), {"is_active": staticmethod(lambda: True)})
+    triton.backends.backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
+    # vLLM's kernels mask with integers; the interpreter takes booleans only.
+    builder = interpreter.InterpreterBuilder
+    builder.create_masked_load = with_bool_mask(builder.create_masked_load, 1)
+    builder.create_masked_store = with_bool_mask(builder.create_masked_store, 2)
+
+
+def with_bool_mask(method: Any, position: int) -> Any:
+    """``method`` of the interpreter's builder with its mask argument made boolean."""
+
+    def call(self: Any, *args: Any) -> Any:
+        args[position].data = args[position].data.astype(bool)
+        return method(self, *args)
+
+    return call
+
+
+def main(spec_file: str) -> None:
+    """SPEC: pt, ft, engine_args, rounds (lists of token-id prompts), out (file for each round's norms)."""
+    pretend_triton_has_a_cpu_backend()
+    import torch
+
+    from tuco_vllm.config import resolve_pair
+    from tuco_vllm.engine.scorer import Scorer
+
+    spec = json.loads(Path(spec_file).read_text())
+    scorer = Scorer(resolve_pair(spec["pt"], spec["ft"]), **spec["engine_args"])
+    runner = scorer.engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    bases = [base.__module__ for base in type(runner).__mro__]
+    assert "vllm.v1.worker.gpu.model_runner" in bases, f"not the V2 runner: {bases}"
+    norms = [torch.stack([n for _, n in scorer.stream(enumerate(prompts))]) for prompts in spec["rounds"]]
+    torch.save(norms, spec["out"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+    sys.stdout.flush()
+    os._exit(0)  # an in-process engine leaves threads behind

@@ -1,0 +1,1 @@
+"""Parquet -> tables and figures. Needs no model: imports neither torch nor vllm."""

@@ -1,0 +1,218 @@
+"""The `tuco` command: parsing, exit codes and nothing else; heavy imports wait until a command needs them.
+
+Exit codes: 0 done, 1 done with row errors (only with --strict), 2 usage or bad input, 3 engine failure,
+130 interrupted. An error is one line on stderr; --debug shows where it came from.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tuco_vllm import __version__
+from tuco_vllm.errors import InputError, TucoError
+
+if TYPE_CHECKING:
+    from tuco_vllm.api import TucoLLM
+    from tuco_vllm.corpus.run import ScoreJob
+
+_INTERRUPTED = 130
+_READER_GONE = 141
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; --help and --version raise SystemExit, as argparse has it."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
+    if not debug:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.argv = argv
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which would fail again and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
+    except TucoError as error:
+        _say_error(str(error), debug)
+        return error.exit_code
+    except Exception as error:
+        hint = "" if debug else " (--debug shows where)"
+        _say_error(f"unexpected {type(error).__name__}: {error}{hint}", debug)
+        return 3
+
+
+def _say_error(message: str, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"tuco: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    if arguments.engines > 1 or arguments.ray_address is not None:
+        raise InputError("several engines need the Ray pipeline, which is not built yet: leave out --engines")
+    from tuco_vllm.analysis.tables import print_summary
+    from tuco_vllm.config import resolve_pair
+    from tuco_vllm.corpus.run import score_corpus
+
+    job = _score_job(arguments)
+    pair = resolve_pair(arguments.pt, arguments.ft, trust_remote_code=arguments.trust_remote_code)
+
+    def start_engine() -> "TucoLLM":
+        from tuco_vllm.api import TucoLLM
+
+        print("tuco: starting the engine", file=sys.stderr, flush=True)
+        return TucoLLM(arguments.pt, arguments.ft, **_engine_arguments(arguments))
+
+    # A plain kill would leave the engine's process behind; as an interruption it ends like Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        score_corpus(job, pair, start_engine)
+    except KeyboardInterrupt:
+        print(f"tuco: interrupted; the same command goes on from what {job.out} holds", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    summary = print_summary(job.out)
+    return 1 if arguments.strict and summary.errors else 0
+
+
+def _score_job(arguments: argparse.Namespace) -> "ScoreJob":
+    from tuco_vllm.corpus.columns import Columns
+    from tuco_vllm.corpus.run import ScoreJob
+
+    return ScoreJob(
+        inputs=tuple(arguments.inputs),
+        out=arguments.out,
+        file_format=arguments.format,
+        columns=Columns(arguments.prompt_column, arguments.messages_column, arguments.id_column),
+        chat_template=arguments.chat_template,
+        system_prompt=arguments.system_prompt,
+        on_long=arguments.on_long,
+        max_model_len=arguments.max_model_len,
+        dtype=arguments.dtype,
+        limit=arguments.limit,
+        layers=not arguments.no_layers,
+        prompt=not arguments.no_prompt,
+        rows_per_file=arguments.rows_per_file,
+        overwrite=arguments.overwrite,
+        trust_remote_code=arguments.trust_remote_code,
+        command=("tuco", *arguments.argv),
+    )
+
+
+def _engine_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for; vLLM's own defaults stand for the rest."""
+    given = {
+        "dtype": arguments.dtype,
+        "max_model_len": arguments.max_model_len,
+        "tensor_parallel_size": arguments.tensor_parallel_size,
+        "gpu_memory_utilization": arguments.gpu_memory_utilization,
+        "enforce_eager": arguments.enforce_eager,
+        "trust_remote_code": arguments.trust_remote_code,
+    }
+    return {name: value for name, value in given.items() if value is not None and value is not False}
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from tuco_vllm.analysis.tables import print_status
+    from tuco_vllm.corpus.job import JobDirectory
+
+    directory = JobDirectory(arguments.directory)
+    if not directory.run_file.parent.is_dir():
+        raise InputError(f"{arguments.directory} holds no tuco run: name the --out of a tuco score")
+    print_status(arguments.directory, directory.running())
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from tuco_vllm.demo.run import run_demo
+
+    return run_demo(arguments.out)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    if (arguments.pt is None) != (arguments.ft is None):
+        raise InputError("give both --pt and --ft, or neither")
+    from tuco_vllm.doctor import run_doctor
+
+    return run_doctor(arguments.pt, arguments.ft)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tuco", description="How much fine-tuning contributes to each response (TuCo).")
+    parser.add_argument("--version", action="version", version=f"tuco {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        sub.add_argument("--debug", action="store_true", help="show tracebacks and vLLM's log")
+        return sub
+
+    _add_score_options(command("score", _score, "Score prompts in files; Parquet out. Resumes by itself."))
+    status = command("status", _status, "How far a running or finished tuco score is.")
+    status.add_argument("directory", type=Path, metavar="DIR", help="its --out")
+    demo = command("demo", _demo, "Score bundled prompts with the bundled pair: table, Parquet and plot.")
+    demo.add_argument("--out", type=Path, default=Path("tuco-demo"), help="default: %(default)s")
+    doctor = command("doctor", _doctor, "What would work here: versions, backend and, if named, a pair.")
+    doctor.add_argument("--pt", help="pre-trained model")
+    doctor.add_argument("--ft", help="fine-tuned model")
+    return parser
+
+
+def _add_score_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="files, globs or directories; also .gz and .zst")
+    add("--pt", required=True, metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
+    add("--ft", required=True, metavar="F", help="the model fine-tuned from it")
+    add("--out", required=True, type=Path, metavar="DIR", help="where the Parquet parts go")
+    formats = ("auto", "jsonl", "csv", "parquet", "txt")
+    add("--format", choices=formats, default="auto", help="default: by extension")
+    add("--prompt-column", default="prompt", metavar="NAME", help="default: %(default)s")
+    add("--messages-column", default="messages", metavar="NAME", help="chats; they win over the prompt")
+    add("--id-column", metavar="NAME", help="default: ids are PATH:RECORD_NUMBER")
+    add("--chat-template", default="auto", metavar="auto|none|FILE", help="FILE also wraps plain prompts")
+    add("--system-prompt", metavar="TEXT", help="wraps plain prompts in the chat template, after this")
+    add("--on-long", choices=("error", "truncate-left", "truncate-right"), default="error")
+    add("--max-model-len", type=_positive, metavar="TOKENS")
+    add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
+    add("--no-layers", action="store_true", help="leave out the per-layer norms")
+    add("--no-prompt", action="store_true", help="leave out the prompts")
+    add("--limit", type=_positive, metavar="ROWS", help="score only the first rows")
+    add("--engines", type=_positive, default=1, metavar="N")
+    add("--tensor-parallel-size", type=_positive, metavar="N")
+    add("--ray-address", metavar="ADDRESS")
+    add("--rows-per-file", type=_positive, default=10_000, metavar="ROWS", help="default: %(default)s")
+    add("--overwrite", action="store_true", help="start anew: remove an earlier run's files in --out")
+    add("--strict", action="store_true", help="exit with 1 if any row has an error")
+    add("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
+    add("--gpu-memory-utilization", type=float, metavar="SHARE")
+    add("--enforce-eager", action="store_true", help="no torch.compile, no CUDA graphs")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What a person sees while a job runs: one live line on a terminal, else a plain line every ten seconds."""
+
+import sys
+import time
+from dataclasses import replace
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tuco_vllm.corpus.job import Counts
+
+_LOG_SECONDS = 10.0
+_REDRAW_SECONDS = 0.2
+
+
+class ProgressLine:
+    """Shows rows, rows/s, prompt tokens/s, errors and time left, on stderr.
+
+    Args:
+        total: rows of the whole job.
+        done: what earlier runs of the job have done; rates leave it out.
+    """
+
+    def __init__(self, total: int, done: Counts) -> None:
+        self._total = total
+        self._first = replace(done)  # the caller goes on counting in its own
+        self._start = self._shown = time.monotonic()
+        console = Console(stderr=True)
+        self._live = (
+            Progress(
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("rows"),
+                TextColumn("{task.fields[rates]}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=console,
+                speed_estimate_period=60.0,
+            )
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+            self._task = self._live.add_task("", total=self._total, completed=self._first.rows, rates="")
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, counts: Counts, *, last: bool = False) -> None:
+        """Call after every row; it draws only as often as is of use, and in any case the ``last`` time."""
+        now = time.monotonic()
+        if not last and now - self._shown < (_REDRAW_SECONDS if self._live is not None else _LOG_SECONDS):
+            return
+        self._shown = now
+        seconds = max(now - self._start, 1e-9)
+        rows = counts.rows - self._first.rows
+        tokens = counts.prompt_tokens - self._first.prompt_tokens
+        rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s, {counts.errors:,} errors"
+        if self._live is not None:
+            self._live.update(self._task, completed=counts.rows, rates=rates)
+            return
+        left = timedelta(seconds=round((self._total - counts.rows) * seconds / rows)) if rows else "?"
+        print(
+            f"tuco: {counts.rows:,}/{self._total:,} rows, {rates}, {left} left", file=sys.stderr, flush=True
+        )

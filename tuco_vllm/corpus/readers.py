@@ -1,0 +1,189 @@
+"""Files -> records, one format a function; memory is bounded by the largest record (Parquet: row group).
+
+A broken record becomes a record with an error, so that its row is kept and the job goes on. A file that
+cannot be read at all, or not to its end, raises InputError: how many rows it still holds is unknown, so
+going on would lose them silently.
+"""
+
+import csv
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tuco_vllm.corpus.inputs import InputFile
+from tuco_vllm.errors import InputError
+from tuco_vllm.prompts import kind_of
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(slots=True)
+class Record:
+    """One record: what could be read of its columns, and what is wrong with it, if anything.
+
+    Values are Python's, and pyarrow scalars from Parquet, which keep their exact type on the way through.
+    """
+
+    columns: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def read_records(file: InputFile, *, prompt_column: str = "prompt") -> Iterator[Record]:
+    """Every record of a file in order; a line of txt becomes the one column ``prompt_column``."""
+    with _named(file):
+        if file.format == "parquet":
+            yield from _parquet(file)
+            return
+        if file.size == 0:  # a compressed empty file may also be nothing at all
+            return
+        with _stream(file) as stream:
+            if file.format == "jsonl":
+                yield from _jsonl(stream)
+            elif file.format == "csv":
+                yield from _csv(stream)
+            else:
+                yield from _txt(stream, prompt_column)
+
+
+def parquet_layout(file: InputFile) -> tuple[int, pa.Schema]:
+    """A Parquet file's row count and schema, from its footer."""
+    with _named(file), _parquet_file(file) as parquet:
+        schema = parquet.schema_arrow
+        _check_unique(schema.names)
+        return parquet.metadata.num_rows, schema
+
+
+@contextmanager
+def _named(file: InputFile) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {file.path} as {file.format}: {str(error).strip()}") from error
+    except _UnusableFile as error:
+        raise InputError(f"cannot read {file.path} as {file.format}: {error}") from error
+
+
+class _UnusableFile(Exception):
+    """Says what is wrong; the file's name is added above."""
+
+
+@contextmanager
+def _stream(file: InputFile) -> Iterator[io.BufferedReader]:
+    with pa.input_stream(str(file.path), compression="detect") as raw:
+        yield io.BufferedReader(raw, buffer_size=1 << 20)
+
+
+def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
+    """Split at line feeds only: str.splitlines would also split at U+2028, which JSON and text may hold."""
+    for number, line in enumerate(stream):
+        yield line.removeprefix(_BOM) if number == 0 else line
+
+
+def _decode(data: bytes) -> tuple[str, str | None]:
+    try:
+        return data.decode(), None
+    except UnicodeDecodeError as error:
+        return data.decode(errors="replace"), f"invalid UTF-8 at byte {error.start} of the line"
+
+
+def _txt(stream: io.BufferedReader, column: str) -> Iterator[Record]:
+    for line in _lines(stream):
+        text, error = _decode(line.removesuffix(b"\n").removesuffix(b"\r"))
+        yield Record({column: text}, error)
+
+
+def _jsonl(stream: io.BufferedReader) -> Iterator[Record]:
+    for line in _lines(stream):
+        if line.strip():
+            yield _json_record(line)
+
+
+def _json_record(line: bytes) -> Record:
+    text, error = _decode(line)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as broken:
+        return Record(error=error or f"broken JSON: {broken}")
+    if not isinstance(value, dict):
+        return Record(error=f"broken record: the line is {kind_of(value)}, not an object")
+    if "\\u" in text:  # only an escape can make a lone surrogate, which no output column can hold
+        written = json.dumps(value, ensure_ascii=False)
+        try:
+            written.encode()
+        except UnicodeEncodeError as broken:
+            code = f"\\u{ord(written[broken.start]):04x}"
+            value = json.loads(written.encode(errors="replace"))
+            error = error or f"the record holds a lone surrogate ({code}), which is not text"
+    return Record(value, error)
+
+
+def _csv(stream: io.BufferedReader) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses prompts over 128 KiB; process-wide
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    rows = csv.reader(text, strict=True)
+    try:
+        header = next((fields for fields in rows if fields), [])
+    except csv.Error as error:
+        raise _UnusableFile(f"its header is broken: {error}") from error
+    _check_unique(header)
+    while True:
+        try:
+            fields = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Record(error=f"broken CSV: {error}")
+            continue
+        if fields:
+            yield _csv_record(header, fields)
+
+
+def _csv_record(header: list[str], fields: list[str]) -> Record:
+    error = None
+    if len(fields) != len(header):
+        error = f"broken CSV: the row has {len(fields)} fields, the header {len(header)}"
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        fields = [value.encode(errors="surrogateescape").decode(errors="replace") for value in fields]
+        error = "invalid UTF-8 in the row"
+    return Record(dict(zip(header, fields, strict=False)), error)
+
+
+def _parquet(file: InputFile) -> Iterator[Record]:
+    with _parquet_file(file) as parquet:
+        _check_unique(parquet.schema_arrow.names)
+        for batch in parquet.iter_batches(batch_size=1024):
+            names = batch.schema.names
+            for values in zip(*batch.columns, strict=True):
+                yield Record(
+                    {
+                        name: value if value.is_valid else None
+                        for name, value in zip(names, values, strict=True)
+                    }
+                )
+
+
+@contextmanager
+def _parquet_file(file: InputFile) -> Iterator[pq.ParquetFile]:
+    with ExitStack() as stack:
+        source: Any = file.path
+        if file.compressed:
+            # Parquet is read from its end, a compressed stream from its start: unpack it to disk first.
+            source = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(stack.enter_context(_stream(file)), source)
+        yield stack.enter_context(pq.ParquetFile(source))
+
+
+def _check_unique(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise _UnusableFile(f"it has more than one column {name!r}")

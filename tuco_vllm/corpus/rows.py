@@ -1,0 +1,88 @@
+"""Records -> source rows: an id, a prompt or the reason why there is none, and the other columns."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from tuco_vllm.corpus.columns import Columns, ExtraColumn
+from tuco_vllm.corpus.inputs import InputFile
+from tuco_vllm.corpus.readers import Record, read_records
+from tuco_vllm.prompts import kind_of
+from tuco_vllm.records import PromptInput
+
+
+@dataclass(slots=True)
+class SourceRow:
+    """A row to score. ``error`` says why it cannot be; the prompt is then whatever text could be read."""
+
+    id: str
+    prompt: PromptInput | None
+    error: str | None
+    extra: dict[str, Any]
+    """The columns that are passed through, by their names in the input."""
+
+
+def source_rows(
+    files: Sequence[InputFile],
+    columns: Columns,
+    extras: Sequence[ExtraColumn],
+    *,
+    skip: int = 0,
+    limit: int | None = None,
+) -> Iterator[SourceRow]:
+    """The corpus's rows ``skip`` to ``limit``, in reading order, always the same for the same files."""
+    passed = [extra.source for extra in extras]
+    for file, number, record in islice(_numbered(files, columns), skip, limit):
+        yield _source_row(record, f"{file.name}:{number}", columns, passed)
+
+
+def _numbered(files: Sequence[InputFile], columns: Columns) -> Iterator[tuple[InputFile, int, Record]]:
+    for file in files:
+        for number, record in enumerate(read_records(file, prompt_column=columns.prompt)):
+            yield file, number, record
+
+
+def _source_row(record: Record, default_id: str, columns: Columns, passed: Sequence[str]) -> SourceRow:
+    extra = {name: record.columns[name] for name in passed if name in record.columns}
+    row_id, prompt, error = default_id, None, record.error
+    try:
+        own_id = _plain(record.columns.get(columns.id)) if columns.id is not None else None
+        if own_id is not None:
+            row_id = own_id if isinstance(own_id, str) else json.dumps(own_id, default=str)
+        prompt, fault = _prompt(record, columns)
+        error = error or fault
+    except ValueError as broken:  # Parquet does not check that its strings are UTF-8
+        error = error or f"unreadable value: {broken}"
+    return SourceRow(row_id, prompt, error, extra)
+
+
+def _prompt(record: Record, columns: Columns) -> tuple[PromptInput | None, str | None]:
+    """What to score, and why it cannot be scored: messages where the row has them, else the prompt."""
+    messages = _plain(record.columns.get(columns.messages))
+    if messages is not None:
+        return _messages(messages)
+    if columns.prompt not in record.columns:
+        return None, f"the row has no column {columns.prompt!r}"
+    prompt = _plain(record.columns[columns.prompt])
+    if isinstance(prompt, str):
+        return prompt, None
+    return None, f"the prompt is {kind_of(prompt)}, not a string"
+
+
+def _messages(messages: Any) -> tuple[PromptInput | None, str | None]:
+    if isinstance(messages, str):  # all that a CSV cell can hold
+        try:
+            messages = json.loads(messages)
+        except (ValueError, RecursionError) as broken:
+            return None, f"the messages are not JSON: {broken}"
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return None, "the messages are not a list of objects with role and content"
+    return messages, None
+
+
+def _plain(value: Any) -> Any:
+    return value.as_py() if isinstance(value, pa.Scalar) else value

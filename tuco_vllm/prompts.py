@@ -1,0 +1,219 @@
+"""From a prompt to token ids: the one place, so that one input has one score in Python, CLI and HTTP.
+
+A string is tokenised raw, with the tokenizer's own special tokens. A chat goes through FT's chat template
+with a generation prompt, and its text is tokenised without further special tokens (the template has written
+them). Token ids are taken as they are.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tuco_vllm.errors import InputError
+from tuco_vllm.records import Messages, PromptInput
+
+ON_LONG = ("error", "truncate-left", "truncate-right")
+
+
+class PromptError(InputError):
+    """This prompt cannot be scored; in a corpus it costs its own row only."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """What the engine is given, and the text it was made from."""
+
+    token_ids: list[int]
+    text: str | None
+    """The text that was tokenised (before truncation): a raw string, or a template's output; None for ids."""
+    templated: bool
+    """Whether a chat template made the text."""
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model directory's tokenizer, without its weights. Raises InputError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises every kind here, ImportError and KeyError included
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"cannot load a tokenizer from {directory}: {reason}") from error
+
+
+class PromptEncoder:
+    """Encodes prompts for one FT model.
+
+    Args:
+        tokenizer: FT's.
+        chat_template: "auto" (the tokenizer's template for chats, none for strings), "none" (chats are
+            refused), or a Jinja file, which serves chats and wraps every string as one user turn.
+        system_prompt: wraps every string as one user turn after this system turn, and opens every chat that
+            has no system turn of its own.
+        on_long: what becomes of a prompt over the limit. "truncate-left" drops tokens from its start and
+            "truncate-right" from its end, inside the special tokens that the tokenizer puts around a string;
+            of chats and token ids a leading BOS is kept. truncate-right cuts a chat's generation prompt too,
+            so for chats truncate-left is the one to take.
+        max_model_len: the limit in tokens; None sets none (before an engine has said what it holds).
+
+    Raises InputError for a template that is missing, unreadable or not Jinja.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat_template: str = "auto",
+        system_prompt: str | None = None,
+        on_long: str = "error",
+        max_model_len: int | None = None,
+    ) -> None:
+        if on_long not in ON_LONG:
+            raise InputError(f"on-long is {on_long!r}: choose one of {', '.join(ON_LONG)}")
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        self.on_long = on_long
+        self.max_model_len = max_model_len
+        self._template = _template_text(tokenizer, chat_template)
+        self._wraps_strings = chat_template not in ("auto", "none") or system_prompt is not None
+        if self._wraps_strings and self._template is None:
+            raise InputError("a system prompt needs a chat template, and there is none: name a template file")
+        if self._template is not None:
+            self._check_syntax()
+        self._vocabulary = len(tokenizer)
+        self._affixes = _affix_lengths(tokenizer)
+
+    @property
+    def template_sha256(self) -> str | None:
+        """SHA-256 (hex) of the template that chats go through; None where there is none."""
+        return hashlib.sha256(self._template.encode()).hexdigest() if self._template is not None else None
+
+    def encode(self, prompt: PromptInput) -> EncodedPrompt:
+        """Token ids within the limit. Raises PromptError, whose text says what is wrong with this prompt."""
+        if isinstance(prompt, str):
+            _check_text(prompt)
+            if self._wraps_strings:
+                return self._encode_chat([{"role": "user", "content": prompt}])
+            ids = self.tokenizer.encode(prompt)
+            return EncodedPrompt(self._fit(ids, *self._affixes), prompt, templated=False)
+        if not isinstance(prompt, list):
+            raise PromptError(f"the prompt is {kind_of(prompt)}, not a string, token ids or chat messages")
+        if not prompt:
+            raise PromptError("the prompt is empty")
+        if all(isinstance(item, dict) for item in prompt):
+            return self._encode_chat(prompt)
+        return EncodedPrompt(self._fit(self._checked_ids(prompt)), None, templated=False)
+
+    def _encode_chat(self, messages: Sequence[Any]) -> EncodedPrompt:
+        chat = _checked_messages(messages)
+        if self._template is None:
+            raise PromptError("there is no chat template for messages: the tokenizer has none, or it is off")
+        if self.system_prompt is not None and chat[0]["role"] != "system":
+            chat = [{"role": "system", "content": self.system_prompt}, *chat]
+        try:
+            text = self._render(chat)
+        except Exception as error:  # a template is a program: it may raise anything
+            raise PromptError(f"the chat template failed: {error}") from error
+        _check_text(text)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return EncodedPrompt(self._fit(ids), text, templated=True)
+
+    def _render(self, chat: Messages) -> str:
+        return self.tokenizer.apply_chat_template(
+            chat, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
+
+    def _check_syntax(self) -> None:
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            self._render([{"role": "user", "content": "a"}])
+        except TemplateSyntaxError as error:
+            raise InputError(f"the chat template is not valid Jinja: {error}") from error
+        except Exception:  # it compiles; whether it takes a given chat is a question for that chat
+            pass
+
+    def _checked_ids(self, ids: Sequence[Any]) -> list[int]:
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise PromptError(f"the prompt's list holds {kind_of(token)}: neither token ids nor messages")
+            if not 0 <= token < self._vocabulary:
+                raise PromptError(f"token id {token} is not in FT's vocabulary of {self._vocabulary}")
+        return list(ids)
+
+    def _fit(self, ids: list[int], prefix: int | None = None, suffix: int = 0) -> list[int]:
+        """``ids`` within the limit; the first ``prefix`` and last ``suffix`` tokens are not cut away."""
+        if not ids:
+            raise PromptError("the prompt is empty: it has no tokens")
+        limit = self.max_model_len
+        if limit is None or len(ids) <= limit:
+            return ids
+        if self.on_long == "error":
+            raise PromptError(
+                f"prompt has {len(ids)} tokens, the limit is {limit}: shorten it, let on-long truncate it, "
+                "or raise max-model-len"
+            )
+        if self.on_long == "truncate-left":
+            kept = prefix if prefix is not None else int(ids[0] == self.tokenizer.bos_token_id)
+            kept = min(kept, limit)
+            return ids[:kept] + ids[len(ids) - (limit - kept) :]
+        kept = min(suffix, limit)
+        return ids[: limit - kept] + ids[len(ids) - kept :]
+
+
+def kind_of(value: object) -> str:
+    """A value's kind in the words of JSON, for messages to people."""
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
+    names |= {str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _template_text(tokenizer: PreTrainedTokenizerBase, choice: str) -> str | None:
+    if choice == "none":
+        return None
+    if choice == "auto":
+        try:
+            return tokenizer.get_chat_template()
+        except ValueError:  # the tokenizer has none, or several and no default
+            return None
+    try:
+        return Path(choice).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read chat template {choice}: {error} (or say auto or none)") from error
+
+
+def _affix_lengths(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens the tokenizer puts before and after a string."""
+    bare, full = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return start, len(full) - start - len(bare)
+    return 0, 0
+
+
+def _check_text(text: str) -> None:
+    if not text:
+        raise PromptError("the prompt is empty")
+    if "\0" in text:
+        raise PromptError(f"the prompt holds a NUL character at position {text.index(chr(0))}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(text[error.start]):04x}"
+        raise PromptError(f"the prompt holds a lone surrogate ({code}) at position {error.start}") from error
+
+
+def _checked_messages(messages: Sequence[Any]) -> Messages:
+    """The chat without null fields: Parquet gives every message all fields that any message has."""
+    chat = []
+    for index, message in enumerate(messages):
+        fields = {key: value for key, value in message.items() if value is not None}
+        if not isinstance(fields.get("role"), str):
+            raise PromptError(f"message {index} has no role (a string like 'user')")
+        content = fields.get("content")
+        if not isinstance(content, str) and "tool_calls" not in fields:
+            raise PromptError(f"message {index}'s content is {kind_of(content)}, not a string")
+        chat.append(fields)
+    return chat
