@@ -219,7 +219,7 @@ def _metadata(job: ScoreJob, pair: ModelPair, llm: "TucoLLM", encoder: PromptEnc
 def _details(job: ScoreJob, pair: ModelPair, llm: "TucoLLM") -> dict[str, Any]:
     return {
         "command": shlex.join(job.command),
-        "settings": asdict(job) | {"out": str(job.out), "command": None},
+        "settings": {name: value for name, value in asdict(job).items() if name not in ("out", "command")},
         "models": {
             role: {"name": checkpoint.name, "fingerprint": checkpoint.fingerprint}
             for role, checkpoint in (("pt", pair.pt), ("ft", pair.ft))

@@ -24,6 +24,7 @@ from tuco_vllm.engine.compat import (
     get_attn_backend,
     get_rope,
     get_tensor_model_parallel_world_size,
+    ops,
 )
 from tuco_vllm.engine.rows import rows_backend
 
@@ -125,12 +126,28 @@ class RowsLayer(nn.Module):
         """The family's stock MLP."""
         raise TypeError("a family's RowsLayer names its MLP")
 
-    def forward(self, positions_T: Tensor, x_TH: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor]:
-        """A(x) and M(x + A(x)) on the rows, apart, each ``[R, H]`` (paper §3)."""
-        attention_RH = self.self_attn(positions_T, self.input_layernorm(x_TH), rows_R)
-        # Not vLLM's fused add + norm: on a GPU that would overwrite attention_RH, which is read later.
-        mlp_RH = self.mlp(self.post_attention_layernorm(x_TH[rows_R] + attention_RH))
-        return attention_RH, mlp_RH
+    def forward(
+        self, positions_T: Tensor, delta_TH: Tensor | None, x_TH: Tensor, rows_R: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A(x) and M(x + A(x)) on the rows, apart, each ``[R, H]`` (paper §3), at x = ``x_TH + delta_TH``.
+
+        The stream comes as vLLM's layers pass it on: a residual, and the last MLP's output not yet added.
+        """
+        normed_TH, x_TH = add_and_norm(self.input_layernorm, delta_TH, x_TH)
+        attention_RH = self.self_attn(positions_T, normed_TH, rows_R)
+        normed_RH, _ = add_and_norm(self.post_attention_layernorm, attention_RH, x_TH[rows_R])
+        return attention_RH, self.mlp(normed_RH)
+
+
+def add_and_norm(norm: RMSNorm, delta: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(norm(x + delta), x + delta) with the rounding of vLLM's fused op, and without writing into the inputs.
+
+    The fused op normalises the sum *before* it is rounded to 16 bits. FT's stock layers do that, so PT's
+    must: normalising the rounded sum instead put a pair's bfloat16 noise floor at 5e-3.
+    """
+    if delta is None:
+        return norm(x), x
+    return ops.fused_add_rms_norm(delta, x, norm.weight, norm.variance_epsilon)
 
 
 def sliding_window(config: Any, layer: int) -> int | None:

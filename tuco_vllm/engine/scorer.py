@@ -37,6 +37,9 @@ class Scorer:
                 raise InputError(f"{name}= is set by tuco itself: leave it out")
         if engine_args.get("pipeline_parallel_size", 1) > 1:
             raise InputError("pipeline parallelism is not supported yet: use tensor_parallel_size")
+        for name in engine_args:
+            if name not in EngineArgs.__dataclass_fields__:
+                raise InputError(f"vLLM has no engine argument {name}")
         arguments = EngineArgs(
             model=str(pair.ft.directory),
             runner="pooling",

@@ -58,34 +58,32 @@ class ScoringModel(nn.Module):
         self, input_ids: Tensor | None, positions: Tensor, rows: Tensor, inputs_embeds: Tensor | None = None
     ) -> Tensor:
         """Norms ``[R, 4 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order."""
-        x_TH: Any = inputs_embeds if inputs_embeds is not None else self.embed_tokens(input_ids)
-        mlp_TH: Any = None  # FT's MLP output of the layer before, not yet added to the stream
+        x_TH = inputs_embeds if inputs_embeds is not None else self.embed_tokens(input_ids)
+        delta_TH: Any = None  # FT's MLP output of the layer before, not yet added to the stream
         cum_ptc_RH = torch.zeros(rows.shape[0], self.hidden_size, dtype=torch.float32, device=x_TH.device)
         cum_ftc_RH = torch.zeros_like(cum_ptc_RH)
         norms_R4 = []
 
         ft: Any
         for ft, pt in zip(self.layers[:-1], self.pt_layers[:-1], strict=True):
-            # FT exactly as vLLM's own model runs it, fused add + norm included, which overwrites its inputs
-            # on a GPU: whatever PT or the sums need is read (gathered, so copied) before.
-            if mlp_TH is None:
+            pt_attention_RH, pt_mlp_RH = pt(positions, delta_TH, x_TH, rows)
+            # FT exactly as vLLM's own model runs it, fused add + norm included, which on a GPU overwrites its
+            # inputs: whatever else needs those has run before, or has a gathered copy.
+            if delta_TH is None:
                 normed_TH = ft.input_layernorm(x_TH)
             else:
-                normed_TH, x_TH = ft.input_layernorm(mlp_TH, x_TH)
-            pt_attention_RH, pt_mlp_RH = pt(positions, x_TH, rows)
+                normed_TH, x_TH = ft.input_layernorm(delta_TH, x_TH)
             attention_TH = ft.self_attn(positions=positions, hidden_states=normed_TH)
             ft_attention_RH = attention_TH[rows]
             normed_TH, x_TH = ft.post_attention_layernorm(attention_TH, x_TH)
-            mlp_TH = ft.mlp(normed_TH)
+            delta_TH = ft.mlp(normed_TH)
             cum_ptc_RH, cum_ftc_RH, norms = accumulate_contribution(
-                pt_attention_RH, pt_mlp_RH, ft_attention_RH, mlp_TH[rows], cum_ptc_RH, cum_ftc_RH
+                pt_attention_RH, pt_mlp_RH, ft_attention_RH, delta_TH[rows], cum_ptc_RH, cum_ftc_RH
             )
             norms_R4.append(norms)
 
-        if mlp_TH is not None:
-            x_TH = x_TH + mlp_TH
-        pt_attention_RH, pt_mlp_RH = self.pt_layers[-1](positions, x_TH, rows)
-        ft_attention_RH, ft_mlp_RH = self.layers[-1](positions, x_TH, rows)
+        pt_attention_RH, pt_mlp_RH = self.pt_layers[-1](positions, delta_TH, x_TH, rows)
+        ft_attention_RH, ft_mlp_RH = self.layers[-1](positions, delta_TH, x_TH, rows)
         _, _, norms = accumulate_contribution(
             pt_attention_RH, pt_mlp_RH, ft_attention_RH, ft_mlp_RH, cum_ptc_RH, cum_ftc_RH
         )

@@ -1,0 +1,45 @@
+import json
+
+import pytest
+from fake_scorer import FakeLLM, write_pair
+
+from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus.run import ScoreJob, score_corpus
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    return write_pair(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def score(models, tmp_path):
+    """Score a corpus into ``out`` of the test's folder; options are ScoreJob's and, in ``llm``, FakeLLM's."""
+    pair = resolve_pair(*models)
+
+    def call(*inputs, out="out", llm=None, **options):
+        made = []
+
+        def start():
+            made.append(FakeLLM(*models, **(llm or {})))
+            return made[-1]
+
+        job = ScoreJob(tuple(map(str, inputs)), tmp_path / out, **options)
+        try:
+            score_corpus(job, pair, start)
+        finally:
+            assert all(each.closed for each in made)
+        return made[0] if made else None
+
+    return call
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Two files of one name in two folders; every third row is bad."""
+    for folder in ("a", "b"):
+        rows = [{"prompt": f"{folder} {n}" if n % 3 else "", "key": "same", "n": n} for n in range(25)]
+        path = tmp_path / "in" / folder / "x.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "in"

@@ -1,0 +1,154 @@
+"""Whose directory it is: finished, another job's, another program's, in use, or not to be written."""
+
+import os
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fake_scorer import FakeLLM, write_pair
+
+from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus.columns import Columns
+from tuco_vllm.corpus.job import JobDirectory
+from tuco_vllm.corpus.run import ScoreJob, score_corpus
+from tuco_vllm.errors import EngineError, InputError
+
+
+def read(out: Path):
+    return pq.read_table(out).to_pylist()
+
+
+def snapshot(out: Path):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_finished_job_starts_no_engine_and_writes_nothing(score, corpus, tmp_path):
+    score(corpus)
+    before = snapshot(tmp_path / "out")
+    assert score(corpus, rows_per_file=3) is None
+    assert snapshot(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float32"}, "dtype was 'auto' and is 'float32'"),
+        ({"max_model_len": 32}, "max_model_len was None and is 32"),
+        ({"on_long": "truncate-left"}, "on_long was 'error'"),
+        ({"limit": 3}, "limit was None and is 3"),
+        ({"chat_template": "none"}, "chat_template"),
+        ({"system_prompt": "be brief"}, "system_prompt was None and is 'be brief'"),
+        ({"columns": Columns(id="key")}, "columns was"),
+        ({"layers": False}, "layers was True and is False"),
+    ],
+)
+def test_another_jobs_directory_is_refused_with_what_differs(score, corpus, tmp_path, change, message):
+    score(corpus)
+    before = snapshot(tmp_path / "out")
+    with pytest.raises(InputError, match=message):
+        score(corpus, **change)
+    assert snapshot(tmp_path / "out") == before
+
+
+def test_other_or_changed_inputs_are_another_job(score, corpus, tmp_path):
+    score(corpus)
+    with pytest.raises(InputError, match="it had 2 input files, now 1"):
+        score(corpus / "a")
+    time.sleep(0.01)
+    (corpus / "b/x.jsonl").write_text('{"prompt": "changed"}\n')
+    with pytest.raises(InputError, match=r"input .*b/x.jsonl has changed since"):
+        score(corpus)
+
+
+def test_other_models_are_another_job(score, corpus, models, tmp_path):
+    score(corpus)
+    other = write_pair(tmp_path / "other", template=None)
+    job = ScoreJob((str(corpus),), tmp_path / "out")
+    with pytest.raises(InputError, match="the FT model is another one"):
+        score_corpus(job, resolve_pair(*other), lambda: FakeLLM(*other))
+
+
+def test_overwrite_starts_anew_and_removes_only_what_a_run_made(score, corpus, tmp_path):
+    score(corpus, rows_per_file=10)
+    (tmp_path / "out/notes.txt").write_text("mine")
+    (tmp_path / "out/part-of-mine.parquet").write_text("mine")
+    score(corpus / "a", overwrite=True)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["_SUCCESS", "_tuco", "notes.txt", "part-00000.parquet", "part-of-mine.parquet"]
+    assert pq.read_table(tmp_path / "out/part-00000.parquet").num_rows == 25
+
+
+def test_overwrite_keeps_the_old_results_until_the_engine_stands(models, score, corpus, tmp_path):
+    score(corpus)
+    before = read(tmp_path / "out")
+
+    def no_engine():
+        raise EngineError("no memory")
+
+    with pytest.raises(EngineError):
+        score_corpus(
+            ScoreJob((str(corpus),), tmp_path / "out", overwrite=True), resolve_pair(*models), no_engine
+        )
+    assert read(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_results_that_no_run_wrote_are_never_touched(score, corpus, tmp_path, overwrite):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/part-00000.parquet").write_text("precious")
+    with pytest.raises(InputError, match="holds results that no tuco run wrote"):
+        score(corpus, overwrite=overwrite)
+    assert (tmp_path / "out/part-00000.parquet").read_text() == "precious"
+
+
+def test_a_missing_part_is_noticed(score, corpus, tmp_path):
+    with pytest.raises(EngineError):
+        score(corpus, rows_per_file=5, llm={"dies_after": 20})
+    (tmp_path / "out/part-00001.parquet").unlink()
+    with pytest.raises(InputError, match=r"part-00001.parquet is missing: start anew with --overwrite"):
+        score(corpus)
+
+
+def test_two_runs_at_once_into_one_directory(score, corpus, tmp_path):
+    directory = JobDirectory(tmp_path / "out")
+    with directory.locked():
+        assert f"process {os.getpid()}" in JobDirectory(tmp_path / "out").running()
+        with pytest.raises(InputError, match=rf"is being written by process {os.getpid()}"):
+            score(corpus)
+    assert directory.running() is None
+    score(corpus)
+
+
+def test_an_output_that_is_a_file_or_cannot_be_made(score, corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        score(corpus, out="file")
+    with pytest.raises(InputError, match="cannot write to --out"):
+        score(corpus, out="file/below")
+    with pytest.raises(InputError, match="cannot write to --out"):
+        score(corpus, out="/proc/nowhere")
+
+
+def test_a_read_only_directory_is_refused_before_the_engine_starts(score, corpus, tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    # Tests may run as root, whom no mode bits stop.
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    started = FakeLLM.started
+    with pytest.raises(InputError, match=r"cannot write to --out .*: Permission denied"):
+        score(corpus)
+    assert FakeLLM.started == started
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"columns": Columns(prompt="nope")}, {"chat_template": "missing.jinja"}, {"file_format": "parquet"}],
+)
+def test_what_can_be_refused_is_refused_before_the_engine_starts(score, corpus, tmp_path, options):
+    started = FakeLLM.started
+    with pytest.raises(InputError):
+        score(corpus, **options)
+    assert FakeLLM.started == started
+    assert not (tmp_path / "out").exists()

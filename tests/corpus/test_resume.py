@@ -1,0 +1,104 @@
+"""Stopped in whatever way and wherever, and run again: every row exactly once, nothing half-written."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fake_scorer import FakeLLM
+
+from tuco_vllm.corpus import publish
+from tuco_vllm.errors import EngineError
+
+
+def read(out: Path):
+    return pq.read_table(out).to_pylist()
+
+
+def test_a_dead_engine_costs_what_was_in_flight_and_the_job_resumes(score, corpus, tmp_path):
+    score(corpus, out="whole")
+    with pytest.raises(EngineError):
+        score(corpus, llm={"dies_after": 11})
+    kept = read(tmp_path / "out")
+    assert len(kept) >= 11
+    record = json.loads((tmp_path / "out/_tuco/run.json").read_text())
+    assert (record["state"], record["counts"]["rows_committed"]) == ("failed", len(kept))
+    assert record["error"] == "the engine died"
+    llm = score(corpus)
+    assert read(tmp_path / "out") == read(tmp_path / "whole")
+    assert llm.scored == 32 - 11  # nothing is scored twice
+    record = json.loads((tmp_path / "out/_tuco/run.json").read_text())
+    assert (record["state"], record["counts"]["rows"], record["counts"]["errors"]) == ("finished", 50, 18)
+    assert record["counts"]["prompt_tokens"] == sum(r["prompt_tokens"] or 0 for r in read(tmp_path / "out"))
+
+
+class Killed(BaseException):
+    """The process is gone: from here on none of its calls reaches the disk."""
+
+
+def kill_at(monkeypatch, step):
+    """Die before the ``step``-th call that makes something durable; returns the calls made, as they grow."""
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def fake(*arguments, name=name, real=real):
+            calls.append(name)
+            if len(calls) > step:
+                raise Killed
+            return real(*arguments)
+
+        monkeypatch.setattr(publish.os, name, fake)
+    return calls
+
+
+def test_killed_at_every_step_of_every_commit_and_resumed(score, corpus, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        calls = kill_at(patch, 10**9)
+        score(corpus, out="whole", rows_per_file=20)
+    whole = read(tmp_path / "whole")
+    assert len(calls) > 20  # job.json, three parts, run.json after each, _SUCCESS: three steps a file
+    for step in range(len(calls)):
+        out = f"killed-{step}"
+        with monkeypatch.context() as patch:
+            kill_at(patch, step)
+            with pytest.raises(Killed):
+                score(corpus, out=out, rows_per_file=20)
+        assert_nothing_half_written(tmp_path / out)
+        score(corpus, out=out, rows_per_file=20)
+        assert read(tmp_path / out) == whole, f"killed before step {step}"
+        assert not list((tmp_path / out).glob(".part*"))
+
+
+def assert_nothing_half_written(out):
+    for path in out.glob("part-*"):
+        assert pq.read_metadata(path).num_rows > 0
+    if (out / "_SUCCESS").exists():
+        assert len(read(out)) == 50
+
+
+def test_resumed_with_another_size_of_parts(score, corpus, tmp_path):
+    score(corpus, out="whole")
+    for dies_after in (1, 5, 9):
+        with pytest.raises(EngineError):
+            score(corpus, llm={"dies_after": dies_after}, rows_per_file=4)
+    score(corpus, rows_per_file=7)
+    assert read(tmp_path / "out") == read(tmp_path / "whole")
+
+
+def test_an_interruption_keeps_finished_rows(score, corpus, tmp_path, monkeypatch):
+    real = FakeLLM._next
+
+    def interrupted(self, in_flight):
+        if self.scored == 9:
+            raise KeyboardInterrupt
+        return real(self, in_flight)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeLLM, "_next", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            score(corpus)
+    assert len(read(tmp_path / "out")) >= 9
+    assert json.loads((tmp_path / "out/_tuco/run.json").read_text())["state"] == "interrupted"
+    assert score(corpus).scored == 32 - 9

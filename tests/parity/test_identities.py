@@ -1,0 +1,81 @@
+"""What must hold whatever the weights: a model with itself, and engines that leave nothing behind."""
+
+import subprocess
+
+import pytest
+import tiny_models
+import tolerances
+from truth import oracle
+
+from tuco_vllm import TucoLLM
+from tuco_vllm.doctor import noise_floor
+from tuco_vllm.errors import InputError
+from tuco_vllm.prompts import PromptError
+
+ENGINE = {"enforce_eager": True, "max_model_len": tiny_models.MAX_LEN, "kv_cache_memory_bytes": 64 << 20}
+FLOORS = {"float32": tolerances.NOISE_FLOOR_FLOAT32, "bfloat16": tolerances.NOISE_FLOOR_BFLOAT16}
+
+
+@pytest.mark.parametrize("dtype", FLOORS)
+def test_a_model_with_itself_scores_its_noise_floor(dtype: str, pair_dirs) -> None:
+    _, ft = pair_dirs("qwen3", dtype)
+    noise, measured_in = noise_floor(ft, **{**ENGINE, "dtype": dtype})
+    assert measured_in == dtype
+    assert max(noise) <= FLOORS[dtype]
+
+
+def test_python_api(pair_dirs) -> None:
+    """Strings, ids and chats through TucoLLM: one input, one score; closing ends every process."""
+    pt, ft = pair_dirs("llama", "float32")
+    before = children()
+    with TucoLLM(pt, ft, dtype="float32", **ENGINE) as llm:
+        assert children() > before
+        text = "the cat sat on the mat"
+        chat = [{"role": "user", "content": text}]
+        rendered = llm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = [
+            llm.tokenizer.encode(text),
+            llm.tokenizer.encode(rendered, add_special_tokens=False),
+        ]
+        from_text, from_chat, *from_ids = llm.score([text, chat, *ids])
+        assert [score.num_prompt_tokens for score in from_ids] == [len(i) for i in ids]
+        for score, token_ids, truth in zip(
+            (from_text, from_chat), ids, oracle(pt, ft).score_batch(ids), strict=True
+        ):
+            assert score.num_prompt_tokens == len(token_ids)
+            assert score.tuco == pytest.approx(truth.tuco, abs=tolerances.TUCO_FLOAT32)
+            assert score.beta_max == pytest.approx(truth.beta_max, abs=tolerances.TUCO_FLOAT32)
+            assert score.ptc_norms == pytest.approx(truth.ptc_norms, rel=tolerances.NORMS_FLOAT32)
+        for place, ours in enumerate((from_text, from_chat)):
+            assert ours.tuco == pytest.approx(from_ids[place].tuco, abs=tolerances.TUCO_FLOAT32)
+        assert llm.score([]) == []
+        with pytest.raises(PromptError, match=r"prompt 1: .*257 tokens, the limit is 256"):
+            llm.score(["fine", [5] * 257])
+        with pytest.raises(InputError, match="list"):
+            llm.score("a bare string")
+        # A reader that stops early leaves nothing running; the engine goes on.
+        stream = llm.score_stream((n, prompt) for n, prompt in enumerate(tiny_models.prompts(50)))
+        assert next(stream)[0] == 0
+        stream.close()
+        assert llm.score([text])[0].tuco == pytest.approx(from_text.tuco, abs=tolerances.TUCO_FLOAT32)
+    assert children() <= before
+
+
+def children() -> int:
+    """Engine processes of this test session."""
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return sum("VLLM::" in line for line in listing.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "says"),
+    [
+        ("pipeline_parallel_size", 2, "pipeline parallelism"),
+        ("runner", "generate", "runner"),
+        ("no_such_argument", 1, "no_such_argument"),
+        ("task", "generate", "task"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_at_once(argument, value, says, pair_dirs) -> None:
+    with pytest.raises(InputError, match=says):
+        TucoLLM(*pair_dirs("llama", "float32"), **{argument: value})
