@@ -141,8 +141,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def prompts(count: int, *, seed: int = 0, longest: int = MAX_LEN - 1) -> list[list[int]]:
-    """``count`` random token-id prompts: the first of 1 token, the second of ``longest``, the rest between."""
+def prompts(count: int, *, seed: int = 0, longest: int = MAX_LEN) -> list[list[int]]:
+    """``count`` random token-id prompts: one of 1 token, one of ``longest``, the rest in between."""
     generator = torch.Generator().manual_seed(seed)
     lengths = [1, longest, *torch.randint(1, longest, (max(count - 2, 0),), generator=generator).tolist()][
         :count

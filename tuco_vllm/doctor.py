@@ -5,6 +5,7 @@ import importlib.util
 import platform
 import random
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -45,11 +46,11 @@ def run_doctor(pt: str | None = None, ft: str | None = None) -> int:
     return 0
 
 
-def noise_floor(ft: Path, **engine_args: object) -> tuple[list[float], str]:
+def noise_floor(ft: Path, **engine_args: Any) -> tuple[list[float], str]:
     """TuCo of FT paired with itself on random token ids, and the dtype it was measured in.
 
-    Exact arithmetic would give 0. FT's products run on all tokens and PT's on single rows, and those round
-    differently: what remains is the resolution of any score of this model in this dtype.
+    Exact arithmetic would give 0. FT's products run on all tokens and PT's on single rows, and those may
+    round differently: what remains is the resolution of any score of this model on this machine.
     """
     draw = random.Random(0)
     with TucoLLM(ft, ft, **{"enforce_eager": True, "max_model_len": _NOISE_TOKENS, **engine_args}) as llm:

@@ -13,15 +13,14 @@ from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import PromptError
 
 ENGINE = {"enforce_eager": True, "max_model_len": tiny_models.MAX_LEN, "kv_cache_memory_bytes": 64 << 20}
-FLOORS = {"float32": tolerances.NOISE_FLOOR_FLOAT32, "bfloat16": tolerances.NOISE_FLOOR_BFLOAT16}
 
 
-@pytest.mark.parametrize("dtype", FLOORS)
+@pytest.mark.parametrize("dtype", tolerances.NOISE_FLOOR)
 def test_a_model_with_itself_scores_its_noise_floor(dtype: str, pair_dirs) -> None:
     _, ft = pair_dirs("qwen3", dtype)
     noise, measured_in = noise_floor(ft, **{**ENGINE, "dtype": dtype})
     assert measured_in == dtype
-    assert max(noise) <= FLOORS[dtype]
+    assert max(noise) <= tolerances.NOISE_FLOOR[dtype]
 
 
 def test_python_api(pair_dirs) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vllm import EngineArgs, LLMEngine, PoolingParams
 
 from tuco_vllm.config import ModelPair
-from tuco_vllm.engine.compat import EngineDeadError, current_platform
+from tuco_vllm.engine.compat import EngineDeadError, current_platform, tokens_input
 from tuco_vllm.engine.plugin import ARCHITECTURE
 from tuco_vllm.errors import EngineError, InputError
 
@@ -96,7 +96,7 @@ class Scorer:
     def _submit(self, token_ids: list[int]) -> str:
         request = str(self._next_id)
         self._next_id += 1
-        self.engine.add_request(request, {"prompt_token_ids": token_ids}, self._params)
+        self.engine.add_request(request, tokens_input(token_ids), self._params)
         return request
 
     def _step(self) -> list[Any]:

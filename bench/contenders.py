@@ -1,0 +1,213 @@
+"""Five ways to score the same prompts, each alive in a process of its own.
+
+Processes live through a whole run and wait on a pipe while another one works, so contenders can take turns
+and a slow minute of the machine hits all of them. An engine runs inside its contender's process
+(``VLLM_ENABLE_V1_MULTIPROCESSING=0``): wall time has no other process in it, and the process's CPU time is
+all of the work.
+"""
+
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+Prompts = list[list[int]]
+Norms = list[list[list[float]]]
+"""[prompt][layer][column of decomposition.NORM_COLUMNS]"""
+Run = Callable[[Prompts], Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What every contender is built from."""
+
+    pt: str
+    ft: str
+    dtype: str
+    compiled: bool
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int = 2048
+    kv_cache_memory_bytes: int = 1 << 30
+
+    def engine_args(self) -> dict[str, Any]:
+        """The settings of every vLLM engine."""
+        given = asdict(self)
+        return {
+            "runner": "pooling",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "skip_tokenizer_init": True,
+            "enable_prefix_caching": False,
+            "enforce_eager": not self.compiled,
+            **{name: value for name, value in given.items() if name not in ("pt", "ft", "compiled")},
+        }
+
+
+def set_environment() -> None:
+    """Threads and vLLM's switches, the same for all contenders, which inherit them."""
+    os.environ.update(
+        OMP_NUM_THREADS=str(len(os.sched_getaffinity(0))),
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_LOGGING_LEVEL="ERROR",
+        HF_HUB_OFFLINE="1",
+        TRANSFORMERS_VERBOSITY="error",
+    )
+
+
+def tuco(spec: Spec) -> Run:
+    """Ours: one pass, PT on the last rows."""
+    return _vllm(spec, "classify", architectures=["TucoForCausalLM"], tuco_pt=spec.pt)
+
+
+def stock(spec: Spec) -> Run:
+    """FT alone, by vLLM's own LlamaForCausalLM: the prefill that scoring rides on."""
+    return _vllm(spec, "embed")
+
+
+def pt_all_tokens(spec: Spec) -> Run:
+    """Two passes inside vLLM."""
+    from two_pass_model import ARCHITECTURE, TwoPassForCausalLM
+    from vllm import ModelRegistry
+
+    ModelRegistry.register_model(ARCHITECTURE, TwoPassForCausalLM)
+    return _vllm(spec, "classify", architectures=[ARCHITECTURE], tuco_pt=spec.pt)
+
+
+def hf_batch1(spec: Spec) -> Run:
+    """The Hugging Face reference, one prompt at a time."""
+    return _hugging_face(spec, batch_size=1)
+
+
+def hf_batched(spec: Spec) -> Run:
+    """The Hugging Face reference as one would run it on a corpus: sorted by length, padded, batches of 8."""
+    return _hugging_face(spec, batch_size=8)
+
+
+CONTENDERS = {builder.__name__: builder for builder in (tuco, stock, pt_all_tokens, hf_batch1, hf_batched)}
+SCORES = [name for name in CONTENDERS if name != "stock"]
+"""Those that return norms."""
+
+
+def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
+    from vllm import EngineArgs, LLMEngine, PoolingParams
+
+    engine = LLMEngine.from_engine_args(
+        EngineArgs(model=spec.ft, hf_overrides=overrides, **spec.engine_args())
+    )
+
+    def run(prompts: Prompts) -> list[Any]:
+        for index, prompt in enumerate(prompts):
+            engine.add_request(str(index), {"prompt_token_ids": prompt}, PoolingParams(task=task))
+        results: dict[str, Any] = {}
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                results[output.request_id] = output.outputs.data
+        return [results[str(index)] for index in range(len(prompts))]
+
+    return run
+
+
+def _hugging_face(spec: Spec, batch_size: int) -> Run:
+    import torch
+
+    from tuco_vllm.oracle import Oracle
+
+    oracle = Oracle(spec.pt, spec.ft, dtype=getattr(torch, spec.dtype))
+
+    def run(prompts: Prompts) -> list[Any]:
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        norms: list[Any] = [None] * len(prompts)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for index, norms_L4 in zip(batch, oracle.norms([prompts[i] for i in batch]), strict=True):
+                norms[index] = norms_L4
+        return norms
+
+    return run
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One contender's turn: seconds by the clock, CPU seconds of its process and of everything else."""
+
+    wall: float
+    cpu: float
+    foreign: float
+    norms: Norms | None
+
+
+class Contender:
+    """The parent's end of one contender. ``close`` it, whatever happens."""
+
+    def __init__(self, name: str, spec: Spec) -> None:
+        self.name = name
+        context = get_context("spawn")
+        self._pipe, pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(pipe, name, spec), name=name)
+        self._process.start()
+        pipe.close()
+        threads = self._receive()
+        if threads != int(os.environ["OMP_NUM_THREADS"]):
+            raise RuntimeError(f"{name} runs on {threads} threads, not {os.environ['OMP_NUM_THREADS']}")
+
+    def turn(self, prompts: Prompts) -> Turn:
+        """Score the prompts once."""
+        self._pipe.send(prompts)
+        return self._receive()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(timeout=10)
+        self._process.kill()
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"{self.name} ended: its own message is above") from None
+
+
+def _serve(pipe: Connection, name: str, spec: Spec) -> None:
+    """A contender's process: build, then a turn for every message until the parent hangs up."""
+    os.dup2(2, 1)  # stdout is the parent's table; libraries talk too
+    status = 1
+    try:
+        _take_turns(pipe, name, spec)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # an in-process engine leaves threads behind
+
+
+def _take_turns(pipe: Connection, name: str, spec: Spec) -> None:
+    import torch
+
+    run = CONTENDERS[name](spec)
+    pipe.send(torch.get_num_threads())
+    while True:
+        try:
+            prompts = pipe.recv()
+        except EOFError:
+            return
+        machine, cpu, wall = _machine_cpu(), time.process_time(), time.perf_counter()
+        result = run(prompts)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        foreign = max(0.0, _machine_cpu() - machine - cpu)
+        norms = torch.stack(result).double().tolist() if name in SCORES else None
+        pipe.send(Turn(wall, cpu, foreign, norms))
+
+
+def _machine_cpu() -> float:
+    """CPU seconds that the whole machine has used, a host's theft included (steps of 10 ms)."""
+    import psutil
+
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + times.steal

@@ -1,0 +1,36 @@
+"""``tuco demo``: the bundled prompts through the bundled pair, by the same road as any ``tuco score``."""
+
+from pathlib import Path
+
+from tuco_vllm.analysis.figures import save_groups
+from tuco_vllm.analysis.groups import print_groups, read_groups
+from tuco_vllm.analysis.tables import print_summary
+from tuco_vllm.api import TucoLLM
+from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus.columns import Columns
+from tuco_vllm.corpus.run import ScoreJob, score_corpus
+
+HERE = Path(__file__).parent
+PT, FT = HERE / "pt", HERE / "ft"
+BASELINE = "plain text"
+
+
+def run_demo(out: Path) -> int:
+    """Score ``prompts.jsonl`` into ``out``: Parquet, a table by group, and ``tuco-by-group.png``.
+
+    Eager, because compiling takes longer than the demo itself. Returns 0; raises as ``score_corpus`` does.
+    """
+    job = ScoreJob(
+        inputs=(str(HERE / "prompts.jsonl"),),
+        out=out,
+        columns=Columns(id="id"),
+        command=("tuco", "demo"),
+    )
+    score_corpus(job, resolve_pair(PT, FT), lambda: TucoLLM(PT, FT, enforce_eager=True))
+    print_summary(out)
+    groups = read_groups(out, "group")
+    print_groups(groups, BASELINE)
+    picture = out / "tuco-by-group.png"
+    save_groups(groups, picture, "How much of each prompt's last hidden state comes from fine-tuning")
+    print(f"Parquet: {out}/part-*.parquet    Plot: {picture}")
+    return 0
