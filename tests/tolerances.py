@@ -13,9 +13,9 @@ NORMS_FLOAT32 = 1e-5
 """Per-layer norms, same comparison. Measured 3e-7 to 7e-7; ten times that for other BLAS libraries."""
 
 NOISE_FLOOR = {"float32": 1e-6, "bfloat16": 2e-3}
-"""TuCo of a model paired with itself. Measured exactly 0 on a CPU: PT's norms round where FT's do, and products
-on few rows and on many give the same bits. Libraries that block by row count need some room; the bound is
-below the 5e-3 that normalising a rounded sum costs in bfloat16."""
+"""TuCo of a model paired with itself. Measured exactly 0 on a CPU: PT's norms round where FT's do, and matrix
+products on few rows and on many give the same bits. Libraries that block by row count need some room; the
+bound is below the 5e-3 that normalising a rounded sum costs in bfloat16."""
 
 BFLOAT16_FACTOR = 2.0
 """The engine's largest bfloat16 error against Hugging Face's own in bfloat16 on the same prompts: both round

@@ -92,14 +92,14 @@ def first_messages(chats: list[training_data.Chat]) -> list[str]:
 
 def held_out_prompts(data: Path, seed: int) -> tuple[Prompts, Prompts]:
     """`(harmless, harmful)` held-out prompts per source."""
-    _, held = training_data.read_chats(data, seed)
-    held = {source: first_messages(chats) for source, chats in held.items()}
+    _, held_chats = training_data.read_chats(data, seed)
+    held = {source: first_messages(chats) for source, chats in held_chats.items()}
     benches = {}
     for name in ("mt_bench", "vicuna_bench"):
         rows = training_data.read_jsonl(data / f"prompts/chat/{name}_questions.jsonl")
         benches[name] = [row["turns"][0] for row in rows]
-    with open(data / "prompts/jailbreakbench_behaviors.csv", encoding="utf-8", newline="") as rows:
-        jailbreakbench = [row["prompt"] for row in csv.DictReader(rows)]
+    with open(data / "prompts/jailbreakbench_behaviors.csv", encoding="utf-8", newline="") as table:
+        jailbreakbench = [row["prompt"] for row in csv.DictReader(table)]
     sample = random.Random(2).sample
     harmless = benches | {
         "self_instruct": held["self_instruct"],
@@ -117,13 +117,13 @@ def held_out_prompts(data: Path, seed: int) -> tuple[Prompts, Prompts]:
 
 
 @torch.inference_mode()
-def text_loss(model, rows: list[list[int]]) -> float:
+def text_loss(model: Any, rows: list[list[int]]) -> float:
     """Mean next-token cross-entropy over rows, nats per token."""
     return mean(float(model(torch.tensor([ids]), labels=torch.tensor([ids])).loss) for ids in rows)
 
 
 @torch.inference_mode()
-def answer_loss(pair: Pair, model, chats: list[training_data.Chat]) -> float:
+def answer_loss(pair: Pair, model: Any, chats: list[training_data.Chat]) -> float:
     """Mean cross-entropy of held-out answers given their questions in the template, nats per token."""
     total, count = 0.0, 0
     for chat in chats:

@@ -153,7 +153,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, where: Pat
 
 
 PT_SCHEDULE = Schedule(steps=700, peak=2e-3, horizon=1000, cooldown=150, warmup=100)
-FT_SCHEDULE = Schedule(steps=290, peak=6e-4, horizon=480, cooldown=80, warmup=30)
+FT_SCHEDULE = Schedule(steps=480, peak=6e-4, horizon=480, cooldown=80, warmup=30)
 
 
 FIRST_TOKEN_WEIGHT = 10.0

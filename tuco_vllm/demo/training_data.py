@@ -121,7 +121,8 @@ def pair(question: str, answer: str, source: str) -> Chat:
 
 def split(chats: Iterable[Chat], share: float) -> tuple[list[Chat], list[Chat]]:
     """`(trained on, held out)` by the hash of the first message."""
-    train, held = [], []
+    train: list[Chat] = []
+    held: list[Chat] = []
     for chat in chats:
         (held if held_out(chat.messages[0]["content"], share) else train).append(chat)
     return train, held
@@ -211,8 +212,8 @@ class PlainRows:
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One batch, `(input ids [B, T], labels [B, T])`."""
-        shares, lengths = zip(*PT_ROW_LENGTHS, strict=True)
-        length = self.random.choices(lengths, shares)[0]
+        shares = [share for share, _ in PT_ROW_LENGTHS]
+        length = self.random.choices([length for _, length in PT_ROW_LENGTHS], shares)[0]
         rows = []
         for source in self.random.choices(self.sources, self.weights, k=PT_TOKENS_PER_STEP // length):
             stream = self.streams[source]
@@ -260,8 +261,9 @@ class ChatRows:
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One batch of rows of similar length, `(input ids [B, T], labels [B, T])`, -100 where unlabelled."""
         if self.random.random() < FT_REPLAY:
-            ids, labels = self.plain.next()
-            return ids[: len(ids) // 2], labels[: len(ids) // 2]
+            plain_ids, plain_labels = self.plain.next()
+            half = len(plain_ids) // 2
+            return plain_ids[:half], plain_labels[:half]
         if len(self.pool) < 200:
             self.pool += [self.draw() for _ in range(1000)]
             self.pool.sort(key=lambda example: len(example[0]))
