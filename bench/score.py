@@ -32,10 +32,9 @@ from models import SHAPES, SMOKE_SHAPES, VOCAB_SIZE, Shape, write_pair
 from rich.console import Console
 from rich.table import Table
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 """Largest difference of a norm, relative to |PTC| + |FTC|, at which an executor counts as right. Coarse on
-purpose: tests/parity judges accuracy, this keeps a wrong executor from being timed. In 16 bits it is the
-reference that errs most, since it takes f as layer output minus layer input."""
+purpose: tests/parity judges accuracy, this keeps a wrong executor from being timed."""
 
 STOCK_FLOORS = {"gqa": 0.90, "mha": 0.82}
 STOCK_FLOOR_TOKENS = 256
@@ -61,12 +60,15 @@ def main() -> None:
                     provenance.append("score", {"bench": "score", **cell, "provenance": origin})
                 cells.append(cell)
     keys = ("shape", "tokens", "dtype", "bound", "speed", "floors")
+    met = all(item["met"] for cell in cells for item in cell["floors"])
     summary = {
         "bench": "score",
         "recorded": not options.smoke,
         "commit": origin["commit"],
         "dirty": origin["dirty"],
-        "floors_met": None if options.smoke else all(item["met"] for cell in cells for item in cell["floors"]),
+        "floors_met": None
+        if options.smoke
+        else all(item["met"] for cell in cells for item in cell["floors"]),
         "cells": [{key: cell[key] for key in keys} for cell in cells],
     }
     print(json.dumps(summary), flush=True)

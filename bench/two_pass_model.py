@@ -96,6 +96,7 @@ class TwoPassForCausalLM(nn.Module):
         self.secondary_weights = (pt_source(config.tuco_pt),)
         self.model = TwoPassModel(vllm_config=vllm_config, prefix="model", pt_config=pt_config)
         self.pooler = ContributionPooler(config.num_hidden_layers)
+        self.max_rows = vllm_config.scheduler_config.max_num_seqs
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """FT's embeddings."""
@@ -104,8 +105,8 @@ class TwoPassForCausalLM(nn.Module):
     def forward(self, input_ids: Tensor | None, positions: Tensor, *_: Any, **__: Any) -> Tensor:
         """``[T, 4 L]`` float32, row i for request i."""
         metadata: Any = get_forward_context().attn_metadata
-        if metadata is None:  # a warm-up without requests
-            rows_R = torch.zeros(1, dtype=torch.long, device=positions.device)
+        if metadata is None:  # a warm-up without requests; one row would be compiled in as a constant
+            rows_R = torch.zeros(self.max_rows, dtype=torch.long, device=positions.device)
         else:
             rows_R = metadata["model.layers.0.self_attn.attn"].query_start_loc[1:].long() - 1
         norms_RN = self.model(input_ids, positions, rows_R)

@@ -1,4 +1,4 @@
-"""Runs one engine in its own process and saves what flows through FT's layers: for ``test_ft_stream``.
+"""Runs one engine in its own process; saves what flows through FT's layers, and vLLM's compile-cache key.
 
 python stream_dump.py {stock|tuco} SPEC.json OUT.pt
 """
@@ -50,7 +50,7 @@ def main(which: str, spec_file: str, out_file: str) -> None:
             pooling_task="classify" if which == "tuco" else "embed",
             use_tqdm=False,
         )
-    torch.save(seen, out_file)
+    torch.save({"seen": seen, "compile_key": llm.llm_engine.vllm_config.compute_hash()}, out_file)
 
 
 if __name__ == "__main__":

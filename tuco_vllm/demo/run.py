@@ -16,7 +16,7 @@ BASELINE = "plain text"
 
 
 def run_demo(out: Path) -> int:
-    """Score ``prompts.jsonl`` into ``out``: Parquet, a table by group, and ``tuco-by-group.png``.
+    """Score ``prompts.jsonl`` into ``out``, anew each time: Parquet, a table by group, ``tuco-by-group.png``.
 
     Eager, because compiling takes longer than the demo itself. Returns 0; raises as ``score_corpus`` does.
     """
@@ -24,6 +24,7 @@ def run_demo(out: Path) -> int:
         inputs=(str(HERE / "prompts.jsonl"),),
         out=out,
         columns=Columns(id="id"),
+        overwrite=True,
         command=("tuco", "demo"),
     )
     score_corpus(job, resolve_pair(PT, FT), lambda: TucoLLM(PT, FT, enforce_eager=True))
