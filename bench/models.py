@@ -21,7 +21,7 @@ class Shape:
     head_dim: int
     ffn: int
 
-    def layer_flops(self, tokens: int) -> tuple[int, int]:
+    def layer_flops(self, tokens: float) -> tuple[float, float]:
         """FLOPs a token of one decoder layer, prompts of ``tokens``: (all of it, its K and V projections).
 
         Two FLOPs a weight of the seven projections, and the causal mean of (n + 1) / 2 keys a query, each
@@ -33,7 +33,7 @@ class Shape:
         attention = 2 * (tokens + 1) * self.heads * self.head_dim
         return key_value + query_output + mlp + attention, key_value
 
-    def bound(self, tokens: int) -> float:
+    def bound(self, tokens: float) -> float:
         """The most that scoring throughput can be, relative to a prefill of FT alone.
 
             bound = 1 / (1 + s - (1 - s) / L),    s = FLOPs of K and V / FLOPs of a layer
