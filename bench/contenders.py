@@ -7,6 +7,7 @@ all of the work.
 """
 
 import os
+import resource
 import time
 import traceback
 from collections.abc import Callable
@@ -49,9 +50,16 @@ class Spec:
 
 
 def set_environment() -> None:
-    """Threads and vLLM's switches, the same for all contenders, which inherit them."""
+    """Threads, allocator and vLLM's switches, the same for all contenders, which inherit them.
+
+    glibc by default hands large blocks back to the kernel and faults them in anew, or does not, by thresholds
+    that move with a process's history: a lottery of several percent between contenders (``Turn.faults``).
+    Fixed thresholds keep what was allocated.
+    """
     os.environ.update(
         OMP_NUM_THREADS=str(len(os.sched_getaffinity(0))),
+        MALLOC_MMAP_THRESHOLD_=str(32 << 20),  # the most that glibc takes
+        MALLOC_TRIM_THRESHOLD_=str(4 << 30),
         VLLM_CPU_OMP_THREADS_BIND="nobind",
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_LOGGING_LEVEL="ERROR",
@@ -134,11 +142,13 @@ def _hugging_face(spec: Spec, batch_size: int) -> Run:
 
 @dataclass(frozen=True)
 class Turn:
-    """One contender's turn: seconds by the clock, CPU seconds of its process and of everything else."""
+    """One contender's turn: seconds by the clock, CPU seconds of its process and of everything else, and the
+    pages that the kernel had to map for it."""
 
     wall: float
     cpu: float
     foreign: float
+    faults: int
     norms: Norms | None
 
 
@@ -197,12 +207,16 @@ def _take_turns(pipe: Connection, name: str, spec: Spec) -> None:
             prompts = pipe.recv()
         except EOFError:
             return
-        machine, cpu, wall = _machine_cpu(), time.process_time(), time.perf_counter()
+        faults, machine, cpu, wall = _faults(), _machine_cpu(), time.process_time(), time.perf_counter()
         result = run(prompts)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         foreign = max(0.0, _machine_cpu() - machine - cpu)
         norms = torch.stack(result).double().tolist() if name in SCORES else None
-        pipe.send(Turn(wall, cpu, foreign, norms))
+        pipe.send(Turn(wall, cpu, foreign, _faults() - faults, norms))
+
+
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _machine_cpu() -> float:

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from tuco_vllm.analysis.groups import auc, read_groups
 from tuco_vllm.analysis.tables import read_run, summarise
-from tuco_vllm.demo.run import FT, PT
+from tuco_vllm.demo import FT, PT
 from tuco_vllm.prompts import load_tokenizer
 
 WINDOW_TOKENS = 97

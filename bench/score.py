@@ -197,7 +197,10 @@ def evaluate(shape_name: str, lengths: Lengths, turns: dict[str, list[Turn]]) ->
         floors.append(floor("tuco / stock", speed["tuco"]["median"], STOCK_FLOORS[shape_name]))
     return {
         "seconds": {
-            name: {key: [round(getattr(turn, key), 4) for turn in own] for key in ("wall", "cpu", "foreign")}
+            name: {
+                key: [round(getattr(turn, key), 4) for turn in own]
+                for key in ("wall", "cpu", "foreign", "faults")
+            }
             for name, own in turns.items()
         },
         "speed": speed,

@@ -9,9 +9,9 @@ from tuco_vllm.api import TucoLLM
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.corpus.run import ScoreJob, score_corpus
+from tuco_vllm.demo import FT, PT
 
-HERE = Path(__file__).parent
-PT, FT = HERE / "pt", HERE / "ft"
+PROMPTS = Path(__file__).parent / "prompts.jsonl"
 BASELINE = "plain text"
 
 
@@ -21,7 +21,7 @@ def run_demo(out: Path) -> int:
     Eager, because compiling takes longer than the demo itself. Returns 0; raises as ``score_corpus`` does.
     """
     job = ScoreJob(
-        inputs=(str(HERE / "prompts.jsonl"),),
+        inputs=(str(PROMPTS),),
         out=out,
         columns=Columns(id="id"),
         overwrite=True,

@@ -1,0 +1,22 @@
+"""What README tells a new user to copy works."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_first_python_block_runs(tmp_path: Path) -> None:
+    block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert block is not None
+    script = tmp_path / "first.py"
+    script.write_text(block[1])
+    run = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    scores = [float(tuco) for tuco in re.findall(r"^TuCo (\d\.\d+),", run.stdout, re.MULTILINE)]
+    assert len(scores) == 2
+    assert scores[1] > scores[0] + 0.05  # a chat owes more to fine-tuning than a line of a novel
