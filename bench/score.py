@@ -197,12 +197,10 @@ def evaluate(shape_name: str, lengths: Lengths, turns: dict[str, list[Turn]]) ->
         floors.append(floor("tuco / stock", speed["tuco"]["median"], STOCK_FLOORS[shape_name]))
     return {
         "seconds": {
-            name: {
-                key: [round(getattr(turn, key), 4) for turn in own]
-                for key in ("wall", "cpu", "foreign", "faults")
-            }
+            name: {key: [round(getattr(turn, key), 4) for turn in own] for key in ("wall", "cpu", "foreign")}
             for name, own in turns.items()
         },
+        "page_faults": {name: [turn.faults for turn in own] for name, own in turns.items()},
         "speed": speed,
         "speed_by_cpu": {name: spread(paired(turns["stock"], own, "cpu")) for name, own in turns.items()},
         "tuco_over_hf_batched": tuco_over_hf,
