@@ -121,11 +121,10 @@ def pair(question: str, answer: str, source: str) -> Chat:
 
 def split(chats: Iterable[Chat], share: float) -> tuple[list[Chat], list[Chat]]:
     """`(trained on, held out)` by the hash of the first message."""
-    train: list[Chat] = []
-    held: list[Chat] = []
+    sides: dict[bool, list[Chat]] = {False: [], True: []}
     for chat in chats:
-        (held if held_out(chat.messages[0]["content"], share) else train).append(chat)
-    return train, held
+        sides[held_out(chat.messages[0]["content"], share)].append(chat)
+    return sides[False], sides[True]
 
 
 def self_instruct(data: Path) -> tuple[list[Chat], list[Chat]]:
@@ -261,9 +260,8 @@ class ChatRows:
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One batch of rows of similar length, `(input ids [B, T], labels [B, T])`, -100 where unlabelled."""
         if self.random.random() < FT_REPLAY:
-            plain_ids, plain_labels = self.plain.next()
-            half = len(plain_ids) // 2
-            return plain_ids[:half], plain_labels[:half]
+            replayed, _ = self.plain.next()
+            return replayed[: len(replayed) // 2], replayed[: len(replayed) // 2]
         if len(self.pool) < 200:
             self.pool += [self.draw() for _ in range(1000)]
             self.pool.sort(key=lambda example: len(example[0]))
