@@ -1,6 +1,6 @@
 """What a score costs: scoring throughput against a stock vLLM prefill of FT alone, and against two passes.
 
-    python bench/score.py [--shapes gqa,mha] [--lengths 32,256,512,256-512] [--dtypes float32,bfloat16]
+    python bench/score.py [--eager] [--shapes gqa,mha] [--lengths 32,256-512] [--dtypes float32]
 
 Physics. Prefill on a CPU is bound by arithmetic: 2 FLOPs a weight and token, each weight read once for a
 batch of up to 2048 tokens. Scoring adds PT's K and V projections for all tokens and saves nearly one of FT's
@@ -95,7 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtypes", type=names, default="float32,bfloat16", help="of " + ",".join(TOLERANCE))
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender a cell, 3 at least")
     parser.add_argument("--prompts", type=int, default=16, help="prompts a turn")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile in all vLLM engines")
+    parser.add_argument("--eager", action="store_true", help="no torch.compile in the vLLM engines")
     parser.add_argument("--smoke", action="store_true", help="tiny models, one round, nothing recorded")
     options = parser.parse_args()
     if unknown := set(options.shapes) - set(SHAPES) | set(options.dtypes) - set(TOLERANCE):
@@ -115,7 +115,7 @@ def measure_engines(shape_name: str, dtype: str, options: argparse.Namespace) ->
         spec = Spec(
             *write_pair(shape, Path(directory)),
             dtype,
-            compiled=options.compiled,
+            compiled=not options.eager,
             max_model_len=max(longest for _, longest in options.lengths) + 1,
             max_num_seqs=options.prompts,
         )
