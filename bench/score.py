@@ -39,6 +39,10 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 """Largest difference of a norm, relative to |PTC| + |FTC|, at which an executor counts as right. Coarse on
 purpose: tests/parity judges accuracy, this keeps a wrong executor from being timed."""
 
+EAGER_ONLY = ("pt_all_tokens",)
+"""Compiled by torch 2.13 for a CPU, 12 layers of the two-pass model give wrong norms from the fourth on, and
+others each time (3 layers are right, and so are 12 of ours): a wrong contender is not timed."""
+
 STOCK_FLOORS = {"gqa": 0.90, "mha": 0.82}
 STOCK_FLOOR_TOKENS = 256
 HUGGING_FACE_FLOOR = 3.0
@@ -121,7 +125,8 @@ def measure_engines(shape_name: str, dtype: str, options: argparse.Namespace) ->
         )
         try:
             for name in CONTENDERS:
-                contenders.append(Contender(name, spec))
+                if options.eager or name not in EAGER_ONLY:
+                    contenders.append(Contender(name, spec))
             for lengths in options.lengths:
                 error, turns = measure(contenders, dtype, lengths, options)
                 tokens = sum(spaced(options.prompts, lengths))
@@ -149,7 +154,7 @@ def measure(
     """One cell: warm up and compare, then the rounds. Returns norm errors and every contender's turns."""
     warm = fresh_prompts(options.prompts, lengths, round_number=0)
     norms = {contender.name: contender.turn(warm).norms for contender in contenders}
-    error = {name: worst_error(norms[name], norms["hf_batched"]) for name in SCORES}
+    error = {name: worst_error(norms[name], norms["hf_batched"]) for name in norms if name in SCORES}
     for name, value in error.items():
         if not value <= TOLERANCE[dtype]:
             raise SystemExit(f"{name}: norms are {value:.1e} off Hugging Face's: nothing is timed")
