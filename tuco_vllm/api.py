@@ -1,13 +1,17 @@
-"""The Python way in: ``TucoLLM(pt=..., ft=...).score(prompts)``."""
+"""The Python way in: ``TucoLLM(pt=..., ft=...)``, then ``.score(prompts)`` or ``.generate(prompts, ...)``."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import PromptEncoder, PromptError, load_tokenizer
 from tuco_vllm.records import PromptInput, TucoScore
+from tuco_vllm.steering import MAX_ALPHA, Steering, parse_alpha
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
 
 Key = TypeVar("Key")
 
@@ -17,7 +21,9 @@ class TucoLLM:
 
     Args:
         pt, ft: model directories or hub ids ``org/name[@revision]``; checked before any weights load.
-        task: "score".
+        task: "score" for whole corpora of prompts, "generate" for completions under any alpha; the latter
+            scores prompts as well, at a generating engine's speed.
+        max_alpha: the largest alpha that ``generate`` takes.
         chat_template, system_prompt, on_long: how prompts become tokens, see ``prompts.PromptEncoder``.
         engine_args: any field of vLLM's EngineArgs: ``max_model_len``, ``dtype``, ``tensor_parallel_size``,
             ``gpu_memory_utilization``, ``enforce_eager``, ...
@@ -32,13 +38,14 @@ class TucoLLM:
         ft: str | Path,
         *,
         task: str = "score",
+        max_alpha: float = MAX_ALPHA,
         chat_template: str = "auto",
         system_prompt: str | None = None,
         on_long: str = "error",
         **engine_args: Any,
     ) -> None:
-        if task != "score":
-            raise InputError(f'task={task!r} is not available: this version has task="score" only')
+        if task not in ("score", "generate"):
+            raise InputError(f'task must be "score" or "generate", not {task!r}')
         trust_remote_code = bool(engine_args.get("trust_remote_code", False))
         self.pair = resolve_pair(pt, ft, trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(self.pair.ft.directory, trust_remote_code=trust_remote_code)
@@ -46,27 +53,35 @@ class TucoLLM:
             self.tokenizer, chat_template=chat_template, system_prompt=system_prompt, on_long=on_long
         )
 
+        self.max_alpha = max_alpha
+
         # Only now: vLLM takes seconds to import, and everything that can be refused has been.
         from tuco_vllm.engine.scorer import VLLM_VERSION, Scorer
 
-        self._scorer = Scorer(self.pair, **engine_args)
-        self._encoder.max_model_len = self._scorer.max_model_len
+        if task == "score":
+            self._engine: Any = Scorer(self.pair, **engine_args)
+        else:
+            from tuco_vllm.engine.generator import Generator
+
+            self._engine = Generator(self.pair, max_alpha=self.max_alpha, **engine_args)
+        self.task = task
+        self._encoder.max_model_len = self._engine.max_model_len
         self.vllm_version: str = VLLM_VERSION
 
     @property
     def max_model_len(self) -> int:
         """Longest prompt in tokens."""
-        return self._scorer.max_model_len
+        return self._engine.max_model_len
 
     @property
     def num_layers(self) -> int:
         """Decoder layers, L."""
-        return self._scorer.num_layers
+        return self._engine.num_layers
 
     @property
     def dtype(self) -> str:
         """What the engine computes in, such as "bfloat16"."""
-        return self._scorer.dtype
+        return self._engine.dtype
 
     def score(self, prompts: Sequence[PromptInput]) -> list[TucoScore]:
         """TuCo of every prompt at its last token, in order.
@@ -74,27 +89,74 @@ class TucoLLM:
         A string is scored raw, a chat through FT's template, token ids as they are. Raises PromptError,
         naming the prompt's place in the list, before anything is scored.
         """
-        if isinstance(prompts, str):
-            raise InputError("score() takes a list of prompts: put the string into a list")
-        encoded = []
-        for place, prompt in enumerate(prompts):
-            try:
-                encoded.append((place, self._encoder.encode(prompt).token_ids))
-            except PromptError as error:
-                raise PromptError(f"prompt {place}: {error}") from error
-        return [score for _, score in self.score_stream(encoded)]
+        encoded = self._encode(prompts)
+        return [score for _, score in self.score_stream(enumerate(encoded))]
 
     def score_stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, TucoScore]]:
         """Score (key, token ids) pairs as they come, in input order, with a bounded number in flight."""
-        for (key, length), norms in self._scorer.stream((((key, len(ids)), ids) for key, ids in items)):
+        for (key, length), norms in self._engine.stream((((key, len(ids)), ids) for key, ids in items)):
             yield key, TucoScore.from_norms(norms.tolist(), length)
+
+    def generate(
+        self,
+        prompts: Sequence[PromptInput],
+        sampling_params: "SamplingParams | Sequence[SamplingParams] | None" = None,
+        alpha: float | Sequence[float] = 1.0,
+        *,
+        scores: bool = True,
+        use_tqdm: bool = False,
+    ) -> "list[RequestOutput]":
+        """Complete every prompt under its alpha (paper Def. 5.1: 1 is FT, 0 is PT's layers), in order.
+
+        Returns vLLM's RequestOutputs, whose completions carry ``tuco``, one float per generated token (the
+        first is the prompt's), and ``tuco_norms``, float32 ``[tokens, L, 4]``; None with ``scores=False``,
+        which at alpha = 1 costs nothing over plain FT. One ``sampling_params`` or ``alpha`` serves all
+        prompts. Raises InputError or PromptError, naming the prompt's place, before anything is generated.
+        """
+        if self.task != "generate":
+            raise InputError('this TucoLLM scores: generate with TucoLLM(..., task="generate")')
+        from vllm import SamplingParams
+
+        encoded = self._encode(prompts)
+        params = _one_each(sampling_params or SamplingParams(), len(encoded), "sampling_params")
+        alphas = _one_each(alpha, len(encoded), "alpha")
+        steerings = []
+        for place, value in enumerate(alphas):
+            try:
+                steerings.append(Steering(parse_alpha(value, self.max_alpha), scores))
+            except InputError as error:
+                raise InputError(f"prompt {place}: {error}") from error
+        outputs: list[RequestOutput] = self._engine.generate(encoded, params, steerings, progress=use_tqdm)
+        for prompt, output in zip(prompts, outputs, strict=True):
+            output.prompt = prompt if isinstance(prompt, str) else None
+        return outputs
+
+    def _encode(self, prompts: Sequence[PromptInput]) -> list[list[int]]:
+        if isinstance(prompts, str):
+            raise InputError("prompts come in a list: put the string into one")
+        encoded = []
+        for place, prompt in enumerate(prompts):
+            try:
+                encoded.append(self._encoder.encode(prompt).token_ids)
+            except PromptError as error:
+                raise PromptError(f"prompt {place}: {error}") from error
+        return encoded
 
     def close(self) -> None:
         """End the engine's processes. Idempotent."""
-        self._scorer.close()
+        self._engine.close()
 
     def __enter__(self) -> "TucoLLM":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _one_each(value: Any, count: int, name: str) -> list[Any]:
+    """``value`` for each of ``count`` prompts: itself a sequence of as many, or one for all."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise InputError(f"{name} has {len(value)} entries for {count} prompts")
+    return list(value)

@@ -50,6 +50,24 @@ def accumulate_contribution(
     return cum_ptc_RH, cum_ftc_RH, l1_norms(ptc_RH, ftc_RH, cum_ptc_RH, cum_ftc_RH)
 
 
+def steer(
+    pt_attention_RH: Tensor,
+    pt_mlp_RH: Tensor,
+    ft_attention_RH: Tensor,
+    ft_mlp_RH: Tensor,
+    alpha_R: Tensor,
+) -> Tensor:
+    """FT's MLP output, corrected so that the layer adds PTC + alpha FTC to the stream (Def. 5.1).
+
+    ``M_FT - (1 - alpha) FTC`` with FTC in float32 or wider, ``[R, H]`` in the model's dtype; rows with
+    alpha = 1 are ``ft_mlp_RH`` itself. All inputs ``[R, H]``, alpha ``[R]``.
+    """
+    ftc_RH = update(ft_attention_RH, ft_mlp_RH) - update(pt_attention_RH, pt_mlp_RH)
+    alpha_R1 = alpha_R.unsqueeze(-1)
+    steered_RH = (ft_mlp_RH - (1.0 - alpha_R1) * ftc_RH).to(ft_mlp_RH.dtype)
+    return torch.where(alpha_R1 == 1.0, ft_mlp_RH, steered_RH)
+
+
 def l1_norms(*vectors_RH: Tensor) -> Tensor:
     """L1 norms over the hidden axis, one column a vector: n tensors ``[R, H]`` -> ``[R, n]``."""
     return torch.stack([vector.abs().sum(dim=-1) for vector in vectors_RH], dim=-1)

@@ -71,6 +71,67 @@ class Oracle:
                 layers.append(l1_norms(f_pt, f_ft - f_pt, ptc, ftc))
             return torch.stack(layers, dim=1)
 
+    @torch.inference_mode()
+    def steer(self, token_ids: Sequence[int], alpha: float) -> tuple[Tensor, Tensor]:
+        """The stream x + PTC + alpha FTC (Def. 5.1) of one sequence, at all of its T tokens.
+
+        Returns the norms of the unscaled contributions on it ``[T, L, 4]``, and FT's final hidden states
+        ``[T, H]``, its last norm included.
+        """
+        ids_1T = torch.tensor([list(token_ids)], device=self.device)
+        norms: list[Tensor] = []
+        sums = [torch.zeros((), dtype=self.dtype)] * 2
+
+        with _Float64Stays():
+            # What PT's layers are called with besides the stream depends on positions only: one pass tells.
+            ft: Any = self.ft
+            calls = _layer_arguments(self.pt, ft.get_input_embeddings()(ids_1T))
+
+            def steered(index: int) -> Callable[..., Any]:
+                def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+                    x = args[0] if args else kwargs["hidden_states"]
+                    out = output[0] if isinstance(output, tuple) else output
+                    pt_args, pt_kwargs = calls[index]
+                    pt_out = pt_layers[index](x, *pt_args, **pt_kwargs)
+                    pt_out = pt_out[0] if isinstance(pt_out, tuple) else pt_out
+                    ptc, ftc = pt_out - x, (out - x) - (pt_out - x)
+                    sums[0], sums[1] = sums[0] + ptc, sums[1] + ftc
+                    norms.append(l1_norms(ptc[0], ftc[0], sums[0][0], sums[1][0]))
+                    if alpha == 1.0:
+                        return output
+                    new = x + ptc + alpha * ftc
+                    return (new, *output[1:]) if isinstance(output, tuple) else new
+
+                return hook
+
+            pt_layers = decoder_layers(self.pt)
+            handles = [
+                layer.register_forward_hook(steered(index), with_kwargs=True)
+                for index, layer in enumerate(decoder_layers(self.ft))
+            ]
+            try:
+                hidden_1TH = self.ft(input_ids=ids_1T, use_cache=False).last_hidden_state
+            finally:
+                for handle in handles:
+                    handle.remove()
+        return torch.stack(norms, dim=1), hidden_1TH[0]
+
+
+def _layer_arguments(model: Any, embeds: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What each decoder layer is called with besides the stream."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}))
+
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in decoder_layers(model)]
+    try:
+        model(inputs_embeds=embeds, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The model's stack of decoder layers: its one ModuleList of ``num_hidden_layers`` modules."""

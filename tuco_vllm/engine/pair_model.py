@@ -2,22 +2,34 @@
 
 ``LLM(model=ft, hf_overrides={"architectures": ["TucoForCausalLM"], "tuco_pt": pt})`` is all it takes.
 With ``runner="pooling"`` it scores: the forward returns norms in place of hidden states, and the pooler
-hands each request its row. With ``runner="generate"`` it is FT, by vLLM's own class: at alpha = 1 without
-scores PT contributes nothing, so it is not even loaded.
+hands each request its row. With ``runner="generate"`` it is FT, by vLLM's own class, in every step in which
+nobody asks for scores or steers; a step in which somebody does runs ``SteeringModel`` over FT's layers.
 """
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tuco_vllm.config import ModelPair, resolve_pair
-from tuco_vllm.engine.compat import AutoWeightsLoader, Pooler, VllmConfig, get_config
+from tuco_vllm.engine.compat import (
+    AutoWeightsLoader,
+    CUDAGraphMode,
+    Pooler,
+    VllmConfig,
+    get_config,
+    get_forward_context,
+    set_model_tag,
+)
 from tuco_vllm.engine.families import family_of
+from tuco_vllm.engine.pair_config import SCHEDULER, refuse_unsupported
 from tuco_vllm.engine.rows import LastRows
 from tuco_vllm.engine.scoring_model import ScoringModel
-from tuco_vllm.engine.weights import SAFETENSORS, parameter_names, pt_source
+from tuco_vllm.engine.steering_model import SteeringModel
+from tuco_vllm.engine.steering_rows import SteeringRows
+from tuco_vllm.engine.weights import PT_PREFIX, SAFETENSORS, parameter_names, pt_source
 
 
 class ContributionPooler(Pooler):
@@ -63,25 +75,47 @@ class TucoForCausalLM(nn.Module):
         has_weights = vllm_config.load_config.load_format != "dummy"
         pair = pair_of(vllm_config, weights=has_weights)
         self.family = family_of(pair.ft.architecture)
-        self.scores = vllm_config.model_config.runner_type == "pooling"
-        if not self.scores:
-            self.stock = self.family.StockModel(vllm_config=vllm_config, prefix=prefix)
-            return
+        self.scores_prompts = vllm_config.model_config.runner_type == "pooling"
 
         pt_config = get_config(pair.pt.directory, trust_remote_code=False, config_format="hf")
         # vLLM keys its compile cache by FT's config; what PT's brings into the graph must be in the key too.
         vllm_config.additional_config["tuco_pt_config"] = pt_config.to_json_string()
         if has_weights:
             self.secondary_weights = (pt_source(str(pair.pt.directory)),)
-        self.model = ScoringModel(
-            vllm_config=vllm_config, prefix="model", family=self.family, pt_config=pt_config
-        )
-        self.rows = LastRows(vllm_config, self.model.rows_layer_name)
-        self.pooler = ContributionPooler(self.model.num_layers)
+        self.model: Any
+        if self.scores_prompts:
+            self.model = ScoringModel(
+                vllm_config=vllm_config, prefix="model", family=self.family, pt_config=pt_config
+            )
+            self.last_rows = LastRows(vllm_config, self.model.rows_layer_name)
+            self.pooler = ContributionPooler(self.model.num_layers)
+            return
+
+        if vllm_config.scheduler_config.scheduler_cls != SCHEDULER:
+            raise ValueError("no scheduler of TuCo's: is tuco in VLLM_PLUGINS?")
+        self.stock = self.family.StockModel(vllm_config=vllm_config, prefix=prefix)
+        self.rows = SteeringRows(vllm_config)
+        with set_model_tag("tuco_steering"):
+            self.model = SteeringModel(
+                vllm_config=vllm_config,
+                prefix="model",
+                family=self.family,
+                pt_config=pt_config,
+                ft_model=self.stock.model,
+                select=self.rows.select,
+            )
+        self._scores: Tensor | None = None
+
+    @staticmethod
+    def get_model_state_cls() -> type[Any]:
+        """Runner V2's way to a model's own state."""
+        from tuco_vllm.engine.steering_v2 import SteeringModelState
+
+        return SteeringModelState
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """FT's embeddings, the x_0 of both models."""
-        return (self.model if self.scores else self.stock).embed_input_ids(input_ids)
+        return (self.model if self.scores_prompts else self.stock).embed_input_ids(input_ids)
 
     def forward(
         self,
@@ -90,17 +124,43 @@ class TucoForCausalLM(nn.Module):
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Generating: FT's hidden states ``[T, H]``. Scoring: ``[T, 4 L]`` float32, row i for request i.
+        """Generating: FT's hidden states ``[T, H]``, of each request's steered stream. Scoring: ``[T, 4 L]``
+        float32, row i for request i.
 
         A request has at least one token, so the R rows of norms fit; the rest is zeros that nobody reads
         (vLLM's runners take for granted that a model returns T rows).
         """
-        if not self.scores:
-            return self.stock(input_ids, positions, intermediate_tensors, inputs_embeds)
+        if not self.scores_prompts:
+            return self._generate(input_ids, positions, intermediate_tensors, inputs_embeds)
         num_tokens = positions.shape[-1]
-        rows_R = self.rows.of_this_batch(num_tokens)
+        rows_R = self.last_rows.of_this_batch(num_tokens)
         norms_RN = self.model(input_ids, positions, rows_R, inputs_embeds)
         return nn.functional.pad(norms_RN, (0, 0, 0, num_tokens - norms_RN.shape[0]))
+
+    def _generate(self, input_ids: Any, positions: Tensor, intermediate: Any, embeds: Any) -> Tensor:
+        """FT where no row needs PT, else FT and PT's rows; scores are kept for the sampler."""
+        plan, self.rows.plan = self.rows.plan, None  # a dummy run must not find the last step's
+        self._scores = None
+        context = get_forward_context()
+        if plan is None:
+            profiling = context.attn_metadata is None
+            if profiling and context.cudagraph_runtime_mode == CUDAGraphMode.NONE and len(positions) > 4:
+                # Compiles the other half, and lets vLLM see the memory it takes.
+                rows = self.rows.for_profiling(len(positions))
+                self.model(input_ids, positions, *rows, inputs_embeds=embeds)
+            return self.stock(input_ids, positions, intermediate, embeds)
+        with self.rows.slots_of(plan, self.model.attention_names):
+            hidden_TH, norms_CN = self.model(
+                input_ids, positions, *self.rows.tensors(plan), inputs_embeds=embeds
+            )
+        self._scores = norms_CN.new_full((plan.num_logits, norms_CN.shape[1]), float("nan"))
+        self._scores[torch.from_numpy(plan.logits_C).to(norms_CN.device, non_blocking=True)] = norms_CN
+        return hidden_TH
+
+    def take_scores(self) -> Tensor | None:
+        """Norms ``[rows of logits, 4 L]`` of the step that has just run, NaN without PT; once."""
+        scores, self._scores = self._scores, None
+        return scores
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """FT's logits; asked for by the generate runner only."""
@@ -108,10 +168,16 @@ class TucoForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Both checkpoints' tensors, as vLLM's loader streams them; returns the parameters filled."""
-        if not self.scores:
-            return {f"stock.{name}" for name in self.stock.load_weights(weights)}
-        names = parameter_names(weights, self.family.MAPPER, self.model.num_layers)
-        return AutoWeightsLoader(self).load_weights(names)
+        mapper, num_layers = self.family.MAPPER, self.model.num_layers
+        if self.scores_prompts:
+            return AutoWeightsLoader(self).load_weights(parameter_names(weights, mapper, num_layers))
+        loaded: set[str] = set()
+        for is_pt, tensors in groupby(weights, lambda item: item[0].startswith(PT_PREFIX)):
+            if is_pt:
+                loaded |= AutoWeightsLoader(self).load_weights(parameter_names(tensors, mapper, num_layers))
+            else:
+                loaded |= {f"stock.{name}" for name in self.stock.load_weights(tensors)}
+        return loaded
 
 
 def pair_of(vllm_config: VllmConfig, *, weights: bool) -> ModelPair:
@@ -122,23 +188,3 @@ def pair_of(vllm_config: VllmConfig, *, weights: bool) -> ModelPair:
         raise ValueError('no pre-trained model: add "tuco_pt": DIR to hf_overrides, or use tuco_vllm.TucoLLM')
     ft = f"{model.model}@{model.revision}" if model.revision else model.model
     return resolve_pair(pt, ft, trust_remote_code=model.trust_remote_code, weights=weights)
-
-
-def refuse_unsupported(vllm_config: VllmConfig) -> None:
-    """Engine options under which scores would be wrong or the engine would fail later, each by name."""
-    parallel = vllm_config.parallel_config
-    reasons = {
-        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
-        "decode context parallelism": parallel.decode_context_parallel_size > 1,
-        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-        "micro-batching (DBO)": getattr(parallel, "use_ubatching", False),
-        "quantization": vllm_config.quant_config is not None,
-        "LoRA": vllm_config.lora_config is not None,
-        "speculative decoding": vllm_config.speculative_config is not None,
-        "KV transfer": vllm_config.kv_transfer_config is not None,
-    }
-    for reason, present in reasons.items():
-        if present:
-            raise ValueError(f"TucoForCausalLM does not support {reason} yet: start the engine without it")
-    if vllm_config.model_config.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"unsupported dtype {vllm_config.model_config.dtype}")

@@ -6,8 +6,23 @@ an exception in somebody else's server.
 """
 
 import logging
+from typing import Any
 
 ARCHITECTURE = "TucoForCausalLM"
+
+
+class _ConfiguresItsEngine:
+    """vLLM's ``VerifyAndUpdateConfig`` of the architecture; what it does is ``pair_config``'s."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        from tuco_vllm.engine.pair_config import configure
+
+        configure(vllm_config)
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        return
 
 
 def register() -> None:
@@ -16,5 +31,10 @@ def register() -> None:
         from vllm import ModelRegistry
 
         ModelRegistry.register_model(ARCHITECTURE, "tuco_vllm.engine.pair_model:TucoForCausalLM")
+
+        # A private name outside compat.py: that file imports half of vLLM, and this must take milliseconds.
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+        MODELS_CONFIG_MAP[ARCHITECTURE] = _ConfiguresItsEngine
     except Exception as error:  # whatever it is, an unrelated model must still load
         logging.getLogger(__name__).warning("tuco_vllm could not register %s: %s", ARCHITECTURE, error)

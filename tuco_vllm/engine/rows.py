@@ -1,17 +1,19 @@
-"""Which rows a prompt ends on, and attention for those rows alone.
+"""Attention for some rows of a batch alone, and which rows a prompt ends on.
 
 At alpha = 1 the pre-trained layers are needed in full only where a score is read: at each request's last
-scheduled token. Their keys and values, though, are needed for all T tokens. So an ``Attention`` module of
-ours is called with ``q[R]`` but ``k[T], v[T]``: vLLM writes K and V through the slot mapping of all T
-tokens, then runs the backend on ``query[:num_actual_tokens]`` against the paged cache. All it takes is
-metadata that describes a batch of R requests with one query token each, which the builder below derives
-from the batch's own metadata. The same subclass scheme as vLLM's ``create_fast_prefill_custom_backend``
-(vllm/v1/attention/backends/utils.py); nothing in the runner changes.
+scheduled token (``steering_rows`` has the rows of requests that steer). Their keys and values, though, are
+needed for all T tokens. So an ``Attention`` module of ours is called with ``q[R]`` but ``k[T], v[T]``: vLLM
+writes K and V through the slot mapping of all T tokens, then runs the backend on
+``query[:num_actual_tokens]`` against the paged cache. All it takes is metadata that describes a batch with
+those queries only, which the builder below derives from the batch's own metadata. The same subclass scheme
+as vLLM's ``create_fast_prefill_custom_backend`` (vllm/v1/attention/backends/utils.py); nothing in the
+runner changes.
 
 A chunk of a prompt that does not end it yields a row too, whose numbers nobody reads: one row is cheaper
 than telling the two apart.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -32,9 +34,13 @@ _ROWS = "tuco_rows_R"
 """Attribute that the builder adds to its metadata: the rows' indices into the batch's T tokens."""
 
 
+Selection = Callable[[CommonAttentionMetadata], tuple[CommonAttentionMetadata, Tensor] | None]
+"""From a batch to the batch of its rows, and the rows' indices into T; None where a step needs no row."""
+
+
 @cache
-def rows_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
-    """A backend that attends from each request's last token only.
+def rows_backend(backend: type[AttentionBackend], select: Selection) -> type[AttentionBackend]:
+    """A backend that attends from the rows of ``select`` only.
 
     Raises ValueError for a backend that writes the KV cache inside its forward: there, K and V of the
     other tokens would be dropped.
@@ -46,8 +52,8 @@ def rows_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
         )
     stock_builder: Any = backend.get_builder_cls()
 
-    class LastTokenBuilder(stock_builder):
-        """Stock metadata for a batch of n one-token queries."""
+    class RowsBuilder(stock_builder):
+        """Stock metadata for the batch that ``select`` makes of a batch."""
 
         @classmethod
         def get_cudagraph_support(cls, *args: Any, **kwargs: Any) -> AttentionCGSupport:
@@ -60,12 +66,20 @@ def rows_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
             common_attn_metadata: CommonAttentionMetadata,
             fast_build: bool = False,
         ) -> Any:
-            rows_R = common_attn_metadata.query_start_loc[1:] - 1
-            metadata = super().build(common_prefix_len, one_token_queries(common_attn_metadata), fast_build)
-            setattr(metadata, _ROWS, rows_R)
+            selected = select(common_attn_metadata)
+            if selected is None:
+                return None  # no layer on rows runs in this step
+            batch, rows = selected
+            metadata = super().build(common_prefix_len, batch, fast_build)
+            setattr(metadata, _ROWS, rows)
             return metadata
 
-    return subclass_attention_backend("TucoLastToken", backend, LastTokenBuilder)
+    return subclass_attention_backend("TucoRows", backend, RowsBuilder)
+
+
+def last_tokens(batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor]:
+    """Each request's last token: the selection for scoring prompts."""
+    return one_token_queries(batch), batch.query_start_loc[1:] - 1
 
 
 def one_token_queries(batch: CommonAttentionMetadata) -> CommonAttentionMetadata:

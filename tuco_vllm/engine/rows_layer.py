@@ -26,17 +26,20 @@ from tuco_vllm.engine.compat import (
     get_tensor_model_parallel_world_size,
     ops,
 )
-from tuco_vllm.engine.rows import rows_backend
+from tuco_vllm.engine.rows import Selection, last_tokens, rows_backend
 
 
 class RowsAttention(nn.Module):
     """Attention of R rows over the paged cache of their requests.
 
     Everything comes from ``config``, the layer's own model's: PT's rope, biases and window are PT's, also
-    where FT's differ. ``prefix`` names the KV cache and must be unique in the engine.
+    where FT's differ. ``prefix`` names the KV cache and must be unique in the engine; ``select`` says which
+    rows of a batch the queries are.
     """
 
-    def __init__(self, vllm_config: VllmConfig, config: Any, layer: int, prefix: str) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, config: Any, layer: int, prefix: str, select: Selection
+    ) -> None:
         super().__init__()
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -59,11 +62,20 @@ class RowsAttention(nn.Module):
         )
         self.rotary_emb = build_rope(vllm_config, config, self.head_dim)
         self.attn = self._build_attention(
-            vllm_config, heads // tp_size, max(1, kv_heads // tp_size), sliding_window(config, layer), prefix
+            vllm_config,
+            (heads // tp_size, max(1, kv_heads // tp_size)),
+            sliding_window(config, layer),
+            f"{prefix}.attn",
+            select,
         )
 
     def _build_attention(
-        self, vllm_config: VllmConfig, heads: int, kv_heads: int, window: int | None, prefix: str
+        self,
+        vllm_config: VllmConfig,
+        heads: tuple[int, int],
+        window: int | None,
+        prefix: str,
+        select: Selection,
     ) -> Attention:
         # vLLM gives a layer without a window the cache config's, which is FT's: hand it a copy without one.
         cache_config = copy.copy(vllm_config.cache_config)
@@ -76,14 +88,14 @@ class RowsAttention(nn.Module):
             has_sliding_window=window is not None,
         )
         return Attention(
-            heads,
+            heads[0],
             self.head_dim,
             self.head_dim**-0.5,
-            num_kv_heads=kv_heads,
+            num_kv_heads=heads[1],
             cache_config=cache_config,
             per_layer_sliding_window=window,
-            attn_backend=rows_backend(backend),
-            prefix=f"{prefix}.attn",
+            attn_backend=rows_backend(backend, select),
+            prefix=prefix,
         )
 
     @staticmethod
@@ -114,9 +126,16 @@ class RowsLayer(nn.Module):
 
     attention_cls: type[RowsAttention] = RowsAttention
 
-    def __init__(self, vllm_config: VllmConfig, config: Any, layer: int, prefix: str) -> None:
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        config: Any,
+        layer: int,
+        prefix: str,
+        select: Selection = last_tokens,
+    ) -> None:
         super().__init__()
-        self.self_attn = self.attention_cls(vllm_config, config, layer, f"{prefix}.self_attn")
+        self.self_attn = self.attention_cls(vllm_config, config, layer, f"{prefix}.self_attn", select)
         self.mlp = self.build_mlp(config, f"{prefix}.mlp")
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)

@@ -1,24 +1,21 @@
 """Token ids in, norms out: the vLLM engine of a pair, kept saturated while it is read lazily."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import vllm
 from torch import Tensor
-from vllm import EngineArgs, LLMEngine, PoolingParams
+from vllm import LLMEngine, PoolingParams
 
 from tuco_vllm.config import ModelPair
-from tuco_vllm.engine.compat import EngineDeadError, current_platform, tokens_input
-from tuco_vllm.engine.plugin import ARCHITECTURE
-from tuco_vllm.errors import EngineError, InputError
+from tuco_vllm.engine.arguments import pair_arguments
+from tuco_vllm.engine.compat import EngineDeadError, tokens_input
+from tuco_vllm.errors import EngineError
 
 Key = TypeVar("Key")
 
 VLLM_VERSION: str = vllm.__version__
-
-_REFUSED = ("model", "runner", "task", "convert", "hf_overrides", "quantization", "tokenizer")
 
 
 class Scorer:
@@ -32,24 +29,7 @@ class Scorer:
     """
 
     def __init__(self, pair: ModelPair, **engine_args: Any) -> None:
-        for name in _REFUSED:
-            if name in engine_args:
-                raise InputError(f"{name}= is set by tuco itself: leave it out")
-        if engine_args.get("pipeline_parallel_size", 1) > 1:
-            raise InputError("pipeline parallelism is not supported yet: use tensor_parallel_size")
-        for name in engine_args:
-            if name not in EngineArgs.__dataclass_fields__:
-                raise InputError(f"vLLM has no engine argument {name}")
-        arguments = EngineArgs(
-            model=str(pair.ft.directory),
-            runner="pooling",
-            hf_overrides={"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory)},
-            config_format="hf",  # Mistral's repositories carry a second format of config and weights
-            skip_tokenizer_init=True,
-            **{"disable_log_stats": True, **engine_args},
-        )
-        if current_platform.is_cpu():
-            _fit_to_cpu(arguments)
+        arguments = pair_arguments(pair, "pooling", {"skip_tokenizer_init": True, **engine_args})
         try:
             self.engine = LLMEngine.from_engine_args(arguments)
         except Exception as error:
@@ -117,21 +97,3 @@ class Scorer:
         engine, self.engine = getattr(self, "engine", None), None
         if engine is not None:
             engine.engine_core.shutdown()
-
-
-def _fit_to_cpu(arguments: EngineArgs) -> None:
-    """vLLM's CPU defaults are a server's: nearly all memory for the KV cache, one NUMA node for each rank.
-
-    Scoring needs the cache for prompts in flight only, so a quarter of the free memory is plenty. What the
-    caller or the environment says stands. The core that vLLM keeps free for its other processes stays so:
-    without it, on two cores, small models ran at less than half the speed.
-    """
-    ranks = arguments.tensor_parallel_size
-    if ranks > 1:
-        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
-        shares = [",".join(cores[rank::ranks]) or cores[0] for rank in range(ranks)]
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(shares))
-    chosen = arguments.kv_cache_memory_bytes is not None or "VLLM_CPU_KVCACHE_SPACE" in os.environ
-    if not chosen and arguments.gpu_memory_utilization == EngineArgs.gpu_memory_utilization:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        arguments.kv_cache_memory_bytes = max(free // 4, 1 << 30)

@@ -29,11 +29,11 @@ def stock_layer(vllm_config: VllmConfig, layer: int, prefix: str) -> nn.Module:
 class RowsLayer(rows_layer.RowsLayer):
     """One layer on rows."""
 
-    def __init__(self, vllm_config: VllmConfig, config: Any, layer: int, prefix: str) -> None:
+    def __init__(self, vllm_config: VllmConfig, config: Any, *args: Any, **kwargs: Any) -> None:
         for extra in ("llama_4_scaling", "ada_rms_norm_t_cond"):
             if getattr(config, extra, None):
                 raise ValueError(f"MistralForCausalLM with {extra} is not supported yet")
-        super().__init__(vllm_config, config, layer, prefix)
+        super().__init__(vllm_config, config, *args, **kwargs)
 
     @staticmethod
     def build_mlp(config: Any, prefix: str) -> nn.Module:

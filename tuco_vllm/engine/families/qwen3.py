@@ -37,8 +37,8 @@ def stock_layer(vllm_config: VllmConfig, layer: int, prefix: str) -> nn.Module:
 class RowsAttention(rows_layer.RowsAttention):
     """Adds the norms of single heads, before rope."""
 
-    def __init__(self, vllm_config: VllmConfig, config: Any, layer: int, prefix: str) -> None:
-        super().__init__(vllm_config, config, layer, prefix)
+    def __init__(self, vllm_config: VllmConfig, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, config, *args, **kwargs)
         self.q_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
 

@@ -1,0 +1,147 @@
+"""Alpha per request and scores per token: against the oracle, and against the same request served alone."""
+
+import pytest
+import steered
+import tiny_models
+import tolerances
+from vllm import SamplingParams
+
+from tuco_vllm import TucoLLM
+
+ENGINE = {
+    "dtype": "float32",
+    "max_model_len": tiny_models.MAX_LEN,
+    "kv_cache_memory_bytes": 256 << 20,
+    "max_num_batched_tokens": 96,  # prompts arrive in chunks, beside requests that decode
+    "max_num_seqs": 64,
+    "seed": 0,
+}
+GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module", params=[("llama", True), ("mistral", False)], ids=["eager", "compiled"])
+def served(request: pytest.FixtureRequest, pair_dirs):
+    """A pair and its engine; one start for all tests of an execution mode."""
+    name, eager = request.param
+    pair = pair_dirs(name, "float32")
+    with TucoLLM(*pair, task="generate", enforce_eager=eager, **ENGINE) as llm:
+        yield pair, llm
+
+
+def only(outputs):
+    return [output.outputs[0] for output in outputs]
+
+
+def test_a_mixed_batch_is_the_oracles(served) -> None:
+    pair, llm = served
+    prompts, alphas = steered.requests(64)
+    for completion, prompt, alpha in zip(
+        only(llm.generate(prompts, GREEDY, alphas)), prompts, alphas, strict=True
+    ):
+        steered.assert_true(pair, prompt, alpha, completion.token_ids, completion.tuco_norms)
+
+
+def test_a_mixed_batch_is_its_requests_alone(served) -> None:
+    _, llm = served
+    prompts, alphas = steered.requests(64, seed=1)
+    together = only(llm.generate(prompts, GREEDY, alphas))
+    again = only(llm.generate(prompts, GREEDY, alphas))  # now from the prefix cache
+    for place, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True)):
+        alone = only(llm.generate([prompt], GREEDY, alpha))[0]
+        steered.assert_same(together[place], alone, f"request {place}, alone")
+        steered.assert_same(together[place], again[place], f"request {place}, warm")
+
+
+def test_neighbours_that_ask_for_nothing(served) -> None:
+    """Plain, scored and steered requests in one batch: each gets what it gets alone, and no more."""
+    pair, llm = served
+    prompts = steered.prompts(12, longest=60, seed=2)
+    kinds = [{}, {"tuco": True}, {"alpha": 0.5}, {"alpha": 0.5, "tuco": "layers"}] * 3
+    engine = llm._engine.llm
+    wishes = [GREEDY.clone() for _ in kinds]
+    for params, kind in zip(wishes, kinds, strict=True):
+        params.extra_args = kind or None
+    outputs = engine.generate([{"prompt_token_ids": p} for p in prompts], wishes, use_tqdm=False)
+    for completion, prompt, kind in zip(only(outputs), prompts, kinds, strict=True):
+        norms, scored = completion.routed_experts, bool(kind.get("tuco"))
+        assert (norms is not None) == scored
+        alone = only(llm.generate([prompt], GREEDY, kind.get("alpha", 1.0)))[0]
+        assert list(completion.token_ids) == list(alone.token_ids)
+        if scored:
+            steered.assert_true(pair, prompt, kind.get("alpha", 1.0), completion.token_ids, norms)
+
+
+@pytest.mark.parametrize("order", ["plain first", "scored first"])
+def test_prefixes_are_shared_only_where_they_are_alike(served, order) -> None:
+    """An unscored and a scored request with one prefix, and the reverse; then two alphas with it."""
+    pair, llm = served
+    stem = steered.prompts(2, seed=40 + len(order))[1][:64]
+    first, second = [*stem, 5, 6, 7], [*stem, 8, 9]
+    scored = order == "scored first"
+    llm.generate([first], GREEDY, scores=scored)
+    for prompt, alpha in ((second, 1.0), (second, 0.5), (first, 0.25), (first, 0.5), (second, 1.0)):
+        completion = only(llm.generate([prompt], GREEDY, alpha))[0]
+        steered.assert_true(pair, prompt, alpha, completion.token_ids, completion.tuco_norms)
+    assert only(llm.generate([second], GREEDY, scores=False))[0].tuco is None
+
+
+def test_alpha_zero_is_pt_under_fts_embedding_and_head(served) -> None:
+    pair, llm = served
+    prompt = steered.prompts(2, seed=3)[1][:50]
+    completion = only(llm.generate([prompt], GREEDY, 0.0))[0]
+    steered.assert_true(pair, prompt, 0.0, completion.token_ids, completion.tuco_norms)
+    assert completion.token_ids != only(llm.generate([prompt], GREEDY, 1.0))[0].token_ids
+
+
+def test_prompt_scores_are_the_scorers(served) -> None:
+    pair, llm = served
+    prompts = steered.prompts(6, longest=90, seed=4)
+    scores = llm.score(prompts)
+    completions = only(llm.generate(prompts, GREEDY))
+    for score, completion in zip(scores, completions, strict=True):
+        assert abs(score.tuco - completion.tuco[0]) <= tolerances.TUCO_FLOAT32
+    truth = steered.oracle(*pair).score_batch(prompts)
+    assert max(abs(a.tuco - b.tuco) for a, b in zip(scores, truth, strict=True)) <= tolerances.TUCO_FLOAT32
+
+
+def test_several_samples_logprobs_and_stop_strings(served) -> None:
+    _, llm = served
+    prompts, alphas = steered.requests(8, seed=5)
+    sampled = SamplingParams(max_tokens=8, temperature=1.0, seed=7, n=4, logprobs=2, ignore_eos=True)
+    outputs = llm.generate(prompts, sampled, alphas)
+    again = llm.generate(prompts, sampled, alphas)
+    for one, two in zip(outputs, again, strict=True):
+        assert len(one.outputs) == 4
+        for a, b in zip(one.outputs, two.outputs, strict=True):
+            steered.assert_same(a, b, "a seeded sample, repeated")
+            assert len(a.logprobs) == len(a.token_ids)
+            assert all(2 <= len(step) <= 3 and min(step) >= 0 for step in a.logprobs)  # no columns of ours
+    assert len({tuple(c.token_ids) for o in outputs for c in o.outputs}) > 8
+
+    whole = only(llm.generate(prompts[:1], GREEDY))[0]
+    stop = whole.text[1:3]
+    cut = only(llm.generate(prompts[:1], SamplingParams(max_tokens=8, temperature=0.0, stop=[stop])))[0]
+    assert cut.finish_reason == "stop"
+    assert len(cut.tuco) == len(cut.token_ids) < len(whole.token_ids)
+    assert cut.tuco == pytest.approx(whole.tuco[: len(cut.tuco)], abs=tolerances.TUCO_FLOAT32)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -0.5, 3, "1", True, None, [1.0, 2.0, 3.0]])
+def test_bad_alpha_is_refused_before_anything_runs(served, alpha) -> None:
+    _, llm = served
+    from tuco_vllm.errors import InputError
+
+    with pytest.raises(InputError, match="alpha"):
+        llm.generate(["a", "b"], GREEDY, alpha if isinstance(alpha, list) else [1.0, alpha])
+
+
+def test_a_bad_alpha_behind_our_back_fails_its_request_only(served) -> None:
+    """vLLM's own LLM checks no extra_args: the scheduler ends such a request, and the engine lives on."""
+    _, llm = served
+    engine = llm._engine.llm
+    bad, good = GREEDY.clone(), GREEDY.clone()
+    bad.extra_args = {"alpha": float("nan")}
+    prompt = {"prompt_token_ids": [5, 6, 7]}
+    outputs = engine.generate([prompt, prompt], [good, bad], use_tqdm=False)
+    assert len(outputs[0].outputs[0].token_ids) == 8
+    assert outputs[1].outputs[0].finish_reason == "error"

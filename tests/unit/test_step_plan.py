@@ -1,0 +1,56 @@
+"""Rows of a step, against the definition spelled out token by token."""
+
+import numpy as np
+import pytest
+
+from tuco_vllm.engine.step_plan import plan_step
+from tuco_vllm.steering import Steering
+
+PLAIN, SCORED, STEERED = Steering(), Steering(1.0, True), Steering(0.5)
+
+
+def spelled_out(lengths, logits, steerings):
+    """The same plan by loops over tokens."""
+    token = logit = 0
+    tokens, rows, alphas, scored, logit_rows, starts, requests = [], [], [], [], [], [0], []
+    for place, (length, count, steering) in enumerate(zip(lengths, logits, steerings, strict=True)):
+        if steering.alpha != 1 or steering.scored:
+            requests.append(place)
+            for i in range(length):
+                tokens.append(token + i)
+                if steering.alpha != 1 or i >= length - count:
+                    if i >= length - count:
+                        scored.append(len(rows))
+                        logit_rows.append(logit + i - (length - count))
+                    rows.append(token + i)
+                    alphas.append(steering.alpha)
+            starts.append(len(rows))
+        token, logit = token + length, logit + count
+    return requests, tokens, rows, [tokens.index(row) for row in rows], starts, alphas, scored, logit_rows
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_plan_is_its_definition(seed):
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, 9))
+    logits = random.integers(1, 4, count)
+    lengths = logits + random.integers(0, 6, count)
+    steerings = [[PLAIN, SCORED, STEERED, Steering(1.5, True)][i] for i in random.integers(0, 4, count)]
+    plan = plan_step(np.concatenate([[0], np.cumsum(lengths)]), logits, steerings)
+    wanted = spelled_out(lengths, logits, steerings)
+    if not wanted[0]:
+        assert plan is None
+        return
+    assert [part.tolist() for part in plan[:-1]] == [list(part) for part in wanted]
+    assert plan.num_logits == logits.sum()
+
+
+def test_plain_requests_cost_nothing():
+    assert plan_step([0, 3, 4], [1, 1], [PLAIN, PLAIN]) is None
+
+
+def test_a_scored_request_costs_one_row_a_steered_one_all():
+    plan = plan_step([0, 5, 10, 15], [1, 1, 1], [PLAIN, SCORED, STEERED])
+    assert plan.rows_S.tolist() == [9, 10, 11, 12, 13, 14]
+    assert plan.tokens_U.tolist() == list(range(5, 15))
+    assert plan.logits_C.tolist() == [1, 2]

@@ -1,0 +1,55 @@
+"""vLLM's engine arguments for a pair: what users may set, what the pair sets, what a CPU needs."""
+
+import os
+from typing import Any
+
+from vllm import EngineArgs
+
+from tuco_vllm.config import ModelPair
+from tuco_vllm.engine.compat import current_platform
+from tuco_vllm.engine.plugin import ARCHITECTURE
+from tuco_vllm.errors import InputError
+
+_FIXED = ("model", "runner", "task", "convert", "hf_overrides", "quantization", "tokenizer")
+
+
+def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **overrides: Any) -> EngineArgs:
+    """EngineArgs of a pair under ``runner`` ("pooling" or "generate"); ``overrides`` go to ``hf_overrides``.
+
+    Raises InputError for arguments that the pair fixes itself, and for those that vLLM does not have.
+    """
+    for name in engine_args:
+        if name in _FIXED:
+            raise InputError(f"{name}= is set by tuco itself: leave it out")
+        if name not in EngineArgs.__dataclass_fields__:
+            raise InputError(f"vLLM has no engine argument {name}")
+    if engine_args.get("pipeline_parallel_size", 1) > 1:
+        raise InputError("pipeline parallelism is not supported yet: use tensor_parallel_size")
+    arguments = EngineArgs(
+        model=str(pair.ft.directory),
+        runner=runner,
+        hf_overrides={"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory), **overrides},
+        config_format="hf",  # Mistral's repositories carry a second format of config and weights
+        **{"disable_log_stats": True, **engine_args},
+    )
+    if current_platform.is_cpu():
+        _fit_to_cpu(arguments)
+    return arguments
+
+
+def _fit_to_cpu(arguments: EngineArgs) -> None:
+    """vLLM's CPU defaults are a server's: nearly all memory for the KV cache, one NUMA node for each rank.
+
+    Scoring needs the cache for prompts in flight only, so a quarter of the free memory is plenty. What the
+    caller or the environment says stands. The core that vLLM keeps free for its other processes stays so:
+    without it, on two cores, small models ran at less than half the speed.
+    """
+    ranks = arguments.tensor_parallel_size
+    if ranks > 1:
+        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+        shares = [",".join(cores[rank::ranks]) or cores[0] for rank in range(ranks)]
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(shares))
+    chosen = arguments.kv_cache_memory_bytes is not None or "VLLM_CPU_KVCACHE_SPACE" in os.environ
+    if not chosen and arguments.gpu_memory_utilization == EngineArgs.gpu_memory_utilization:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        arguments.kv_cache_memory_bytes = max(free // 4, 1 << 30)

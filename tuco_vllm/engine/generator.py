@@ -1,0 +1,103 @@
+"""Token ids and wishes in, completions with scores out: the vLLM engine of a pair, generating."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams
+
+from tuco_vllm.config import ModelPair
+from tuco_vllm.engine.arguments import pair_arguments
+from tuco_vllm.engine.compat import EngineDeadError, tokens_input
+from tuco_vllm.errors import EngineError
+from tuco_vllm.metrics import fraction
+from tuco_vllm.steering import ALPHA, TUCO, Steering
+
+Key = TypeVar("Key")
+
+_STREAM_BATCH = 1024
+"""Prompts that ``stream`` hands to vLLM at once."""
+
+
+class Generator:
+    """One vLLM engine that generates under any alpha. Arguments and errors are ``scorer.Scorer``'s."""
+
+    def __init__(self, pair: ModelPair, *, max_alpha: float, **engine_args: Any) -> None:
+        arguments = pair_arguments(pair, "generate", engine_args, tuco_max_alpha=max_alpha)
+        try:
+            self.llm = LLM.from_engine_args(arguments)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise EngineError(f"the vLLM engine did not start: {reason[:500]}") from error
+        model_config = self.llm.llm_engine.model_config
+        self.max_model_len: int = model_config.max_model_len
+        self.num_layers: int = model_config.hf_config.num_hidden_layers
+        self.dtype = str(model_config.dtype).removeprefix("torch.")
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        steerings: Sequence[Steering],
+        *,
+        progress: bool,
+    ) -> list[RequestOutput]:
+        """Complete each prompt's token ids; every completion gets ``tuco`` and ``tuco_norms``
+        (``attach_scores``)."""
+        wishes = [with_steering(one, steering) for one, steering in zip(params, steerings, strict=True)]
+        try:
+            outputs = self.llm.generate([tokens_input(ids) for ids in prompts], wishes, use_tqdm=progress)
+        except EngineDeadError as error:
+            raise EngineError(f"the vLLM engine died: {error}") from error
+        for output in outputs:
+            for completion in output.outputs:
+                attach_scores(completion)
+        return outputs
+
+    def stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, Tensor]]:
+        """Norms ``[L, 4]`` of each prompt, in input order: what the first token's row says of it."""
+        params = SamplingParams(max_tokens=1, detokenize=False)
+        source = iter(items)
+        while batch := list(islice(source, _STREAM_BATCH)):
+            ids = [token_ids for _, token_ids in batch]
+            wishes = [Steering(scored=True)] * len(ids)
+            outputs = self.generate(ids, [params] * len(ids), wishes, progress=False)
+            for (key, _), output in zip(batch, outputs, strict=True):
+                yield key, torch.from_numpy(output.outputs[0].tuco_norms[0])
+
+    def close(self) -> None:
+        """End the engine's processes. Idempotent."""
+        llm, self.llm = getattr(self, "llm", None), None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+
+
+def with_steering(params: SamplingParams, steering: Steering) -> SamplingParams:
+    """A copy of ``params`` that asks for ``steering``."""
+    copy = params.clone()
+    copy.extra_args = {**(copy.extra_args or {}), ALPHA: steering.alpha, TUCO: steering.scored}
+    return copy
+
+
+def attach_scores(completion: CompletionOutput) -> None:
+    """Give a finished completion of n tokens its scores by their names.
+
+    ``tuco``: a list of n floats, entry i the TuCo at the row that token i was sampled from, so entry 0 is the
+    prompt's. ``tuco_norms``: float32 ``[n, L, 4]`` in ``decomposition.NORM_COLUMNS``' order. Both are None
+    where no scores were asked for.
+    """
+    norms: NDArray[np.float32] | None = completion.routed_experts
+    completion.routed_experts = None
+    completion.tuco_norms = norms
+    completion.tuco = tuco_of(norms)
+
+
+def tuco_of(norms: NDArray[np.float32] | None) -> list[float] | None:
+    """TuCo (paper Def. 4.3) of each row of ``[n, L, 4]``."""
+    if norms is None:
+        return None
+    return [fraction(float(ftc), float(ptc)) for ptc, ftc in norms[:, -1, 2:]]

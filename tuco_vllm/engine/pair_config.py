@@ -1,0 +1,59 @@
+"""What a pair demands of an engine's configuration, before any weight is loaded.
+
+vLLM asks the config class of an architecture (``MODELS_CONFIG_MAP``) when an engine is configured, in the
+process that the user sees. So an option that cannot work is refused there, and an engine that generates gets
+the scheduler and the worker that steering needs, however it was started.
+"""
+
+from typing import Any
+
+import torch
+
+from tuco_vllm.engine.compat import VllmConfig
+
+SCHEDULER = "tuco_vllm.engine.scheduler.steering_scheduler"
+WORKER = "tuco_vllm.engine.steering_v1.SteeringWorker"
+
+
+def configure(vllm_config: VllmConfig) -> None:
+    """Refuse what cannot work (ValueError), and name our scheduler and worker where they are needed."""
+    if getattr(vllm_config.model_config.hf_config, "tuco_pt", None) is None:
+        raise ValueError('no pre-trained model: add "tuco_pt": DIR to hf_overrides, or use tuco_vllm.TucoLLM')
+    refuse_unsupported(vllm_config)
+    if vllm_config.model_config.runner_type != "generate":
+        return
+    scheduler, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
+    if scheduler.scheduler_cls not in (None, SCHEDULER):
+        raise ValueError(f"TuCo brings its own scheduler, {SCHEDULER}: leave scheduler_cls unset")
+    if parallel.worker_cls not in ("auto", WORKER):
+        raise ValueError(f"TuCo brings its own worker, {WORKER}: leave worker_cls unset")
+    scheduler.scheduler_cls, parallel.worker_cls = SCHEDULER, WORKER
+
+
+def refuse_unsupported(vllm_config: VllmConfig) -> None:
+    """Engine options under which scores would be wrong or the engine would fail later, each by name."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    speculative: Any = vllm_config.speculative_config
+    generates = model.runner_type == "generate"
+    aux: Any = getattr(vllm_config, "aux_output_config", None)
+    reasons = {
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "decode context parallelism": parallel.decode_context_parallel_size > 1,
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "micro-batching (DBO)": getattr(parallel, "use_ubatching", False),
+        "batch-sharded sampling": bool(getattr(parallel, "enable_batch_sharded_sampling", False)),
+        "quantization": vllm_config.quant_config is not None,
+        "LoRA": vllm_config.lora_config is not None,
+        "KV transfer": vllm_config.kv_transfer_config is not None,
+        "watermarking": getattr(vllm_config, "watermark_config", None) is not None,
+        "enable_return_routed_experts": bool(getattr(aux, "enable_return_routed_experts", False)),
+        "prompt embeddings": bool(getattr(model, "enable_prompt_embeds", False)),
+        "kv_sharing_fast_prefill": bool(vllm_config.cache_config.kv_sharing_fast_prefill),
+        "speculative decoding other than ngram": speculative is not None
+        and not (generates and speculative.method == "ngram"),
+    }
+    for reason, present in reasons.items():
+        if present:
+            raise ValueError(f"TucoForCausalLM does not support {reason} yet: start the engine without it")
+    if model.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"unsupported dtype {model.dtype}")

@@ -1,0 +1,77 @@
+"""vLLM's scheduler with two things added: the prefix cache's salt, and the scores' way out.
+
+A salt for every request (``Steering.cache_salt``): keys and values depend on alpha, and blocks of a plain
+request have no PT half. And the score columns of a step's logprobs become a field of each request's output.
+That field is ``routed_experts``: an array per token that vLLM carries to the caller's completion, cut where a
+stop string cuts the tokens, whole under preemption, n > 1 and speculation. Its own use, mixture-of-experts
+models that return routes, is refused at start-up (``pair_config``).
+"""
+
+from typing import Any
+
+from tuco_vllm.engine.compat import AsyncScheduler, Request, Scheduler, VllmConfig
+from tuco_vllm.engine.score_columns import rows_of_request, split_scores
+from tuco_vllm.errors import InputError
+from tuco_vllm.steering import MAX_ALPHA, PLAIN, Steering, steering_of
+
+SCHEDULER = f"{__name__}.steering_scheduler"
+"""What ``scheduler_cls`` is set to."""
+
+
+class _Steering:
+    """Mixed into vLLM's schedulers, whichever runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        hf_config = kwargs["vllm_config"].model_config.hf_config
+        self.max_alpha = float(getattr(hf_config, "tuco_max_alpha", MAX_ALPHA))
+
+    def add_request(self: Any, request: Request) -> None:
+        try:
+            steering = self._steering(request)
+        except InputError:
+            # Every interface of ours has refused it before, and an exception here would end the engine. So it
+            # runs as plain FT for a step, and ends with the step's errors.
+            steering, request.sampling_params.extra_args = PLAIN, None
+            self.grammar_compile_error_reqs.add(request.request_id)
+        if request.request_id not in self.requests:
+            request.cache_salt = steering.cache_salt(request.cache_salt)
+            request.block_hashes.clear()
+            request.update_block_hashes()
+        super().add_request(request)  # type: ignore[misc]
+
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        columns = model_runner_output.logprobs
+        model_runner_output.logprobs, scores = split_scores(columns)
+        scored = {
+            name: model_runner_output.req_id_to_index[name]
+            for name in (scheduler_output.num_scheduled_tokens if scores is not None else ())
+            if (request := self.requests.get(name)) is not None and self._steering(request).scored
+        }
+        by_client = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+        if scores is not None and scored:
+            for outputs in by_client.values():
+                for output in outputs.outputs:
+                    if output.request_id in scored and output.new_token_ids:
+                        output.routed_experts = rows_of_request(
+                            columns, scores, scored[output.request_id], len(output.new_token_ids)
+                        )
+        return by_client
+
+    def _steering(self, request: Request) -> Steering:
+        params = request.sampling_params
+        return steering_of(params.extra_args if params else None, self.max_alpha)
+
+
+class SteeringScheduler(_Steering, Scheduler):
+    """With vLLM's synchronous scheduler."""
+
+
+class SteeringAsyncScheduler(_Steering, AsyncScheduler):
+    """With vLLM's asynchronous scheduler."""
+
+
+def steering_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Any:
+    """The scheduler of an engine; vLLM calls it in place of a class, and has by now decided on async."""
+    scheduler = SteeringAsyncScheduler if vllm_config.scheduler_config.async_scheduling else SteeringScheduler
+    return scheduler(vllm_config=vllm_config, **kwargs)

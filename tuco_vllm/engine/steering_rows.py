@@ -1,0 +1,102 @@
+"""The rows of the step that is about to run, where every part of the executor looks them up.
+
+The runner's adapter (``steering_v1``, ``steering_v2``) sets a plan before vLLM builds attention metadata; the
+metadata builders of PT's layers select by it; the model's forward takes it. Nothing of it is in the forward's
+signature, so stock runners, torch.compile and CUDA graphs see a model like any other.
+
+Index spaces are ``step_plan``'s: T, U, S, C; M requests.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tuco_vllm.engine.compat import CommonAttentionMetadata, CUDAGraphMode, VllmConfig, get_forward_context
+from tuco_vllm.engine.step_plan import StepPlan
+
+
+class RowTensors(NamedTuple):
+    """What the compiled model takes of a plan, on the device."""
+
+    tokens_U: Tensor
+    rows_S: Tensor
+    rows_in_U: Tensor
+    alpha_S: Tensor
+    scored_in_S: Tensor
+
+
+class SteeringRows:
+    """One engine's current plan, None between steps and in steps where no request needs PT."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        self.device = vllm_config.device_config.device
+        self.max_num_seqs: int = vllm_config.scheduler_config.max_num_seqs
+        self.plan: StepPlan | None = None
+
+    def select(self, batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor] | None:
+        """The batch of PT's rows (``rows.Selection``): M requests, their contexts and blocks, S queries."""
+        plan = self.plan
+        if plan is None:
+            return None
+        requests_M = self._on_device(plan.requests_M)
+        starts = torch.from_numpy(plan.query_starts)
+        upper_bound = batch.seq_lens_cpu_upper_bound
+        selected = batch.replace(
+            query_start_loc=starts.to(self.device, non_blocking=True),
+            query_start_loc_cpu=starts,
+            seq_lens=batch.seq_lens[requests_M],
+            seq_lens_cpu_upper_bound=None if upper_bound is None else upper_bound[plan.requests_M],
+            num_reqs=len(plan.requests_M),
+            num_actual_tokens=len(plan.rows_S),
+            max_query_len=int(np.diff(plan.query_starts).max()),
+            block_table_tensor=batch.block_table_tensor[requests_M],
+            slot_mapping=batch.slot_mapping[self._on_device(plan.tokens_U)],
+            positions=None,
+            is_prefilling=None,
+            req_idx=None,
+            _num_computed_tokens_cache=None,
+            _token_to_req_indices_cache=None,
+        )
+        return selected, self._on_device(plan.rows_S)
+
+    def tensors(self, plan: StepPlan) -> RowTensors:
+        """The plan's rows for the model."""
+        return RowTensors(*(self._on_device(getattr(plan, name)) for name in RowTensors._fields))
+
+    def for_profiling(self, num_tokens: int) -> RowTensors:
+        """Rows of the most expensive step. What a compiler sees equal here it may take for one, and vLLM
+        drops the guards that would object: so all sizes differ, and every tensor is its own."""
+
+        def first(count: int) -> Tensor:
+            return torch.arange(min(max(count, 2), num_tokens), device=self.device)
+
+        count_S = num_tokens - 2
+        return RowTensors(
+            tokens_U=first(num_tokens - 1),
+            rows_S=first(count_S),
+            rows_in_U=first(count_S),
+            alpha_S=torch.zeros(len(first(count_S)), device=self.device),
+            scored_in_S=first(min(self.max_num_seqs, num_tokens - 3)),
+        )
+
+    @contextmanager
+    def slots_of(self, plan: StepPlan, layer_names: list[str]) -> Iterator[None]:
+        """While this is open, PT's layers write the keys and values of U tokens into those tokens' slots, and
+        no CUDA graph is replayed: one is recorded for a number of tokens T, which says nothing of U, S, C."""
+        context: Any = get_forward_context()
+        slots, mode = context.slot_mapping, context.cudagraph_runtime_mode
+        tokens_U = self._on_device(plan.tokens_U)
+        chosen = {id(slots[name]): slots[name][tokens_U] for name in layer_names}
+        context.slot_mapping = {**slots, **{name: chosen[id(slots[name])] for name in layer_names}}
+        context.cudagraph_runtime_mode = CUDAGraphMode.NONE
+        try:
+            yield
+        finally:
+            context.slot_mapping, context.cudagraph_runtime_mode = slots, mode
+
+    def _on_device(self, values: Any) -> Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)

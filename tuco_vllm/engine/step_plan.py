@@ -1,0 +1,92 @@
+"""Which rows of one engine step PT must compute, for every mix of requests in a batch.
+
+A request needs PT on all of its tokens (alpha != 1), on its last rows only (alpha = 1 with scores), or not at
+all; PT's keys and values are needed for all tokens of the first two kinds. What a step costs follows from
+what its requests ask for, so the rows are listed per request.
+
+Index spaces, and the suffix that names each: T tokens of the batch; U the tokens whose PT keys and values are
+written; S the rows that PT computes in full; C the rows that are scored, one for each token to be sampled;
+M the requests that need PT, of the batch's N.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuco_vllm.steering import Steering
+
+Indices = NDArray[np.int64]
+
+
+class StepPlan(NamedTuple):
+    """Rows of one step. Order is the batch's throughout."""
+
+    requests_M: Indices
+    """Places of the requests that need PT."""
+    tokens_U: Indices
+    """Their tokens, of the batch's T."""
+    rows_S: Indices
+    """The rows that PT computes, of the batch's T."""
+    rows_in_U: Indices
+    """The same rows, as places in ``tokens_U``."""
+    query_starts: NDArray[np.int32]
+    """``[M + 1]``: where each request's rows begin among S."""
+    alpha_S: NDArray[np.float32]
+    """The alpha of every row's request."""
+    scored_in_S: Indices
+    """The rows of C, as places among S."""
+    logits_C: Indices
+    """The same rows, as places among the batch's rows of logits."""
+    num_logits: int
+    """Rows of logits in the batch."""
+
+
+def plan_step(
+    query_starts: Sequence[int] | NDArray[np.int32],
+    num_logits: Sequence[int] | NDArray[np.int32],
+    steerings: Sequence[Steering],
+) -> StepPlan | None:
+    """The rows of a batch, or None where no request needs PT.
+
+    ``query_starts`` ``[N + 1]`` says where each request's tokens begin; ``num_logits`` ``[N]`` how many of
+    its last tokens get logits (1, or 1 + drafts under speculation); ``steerings`` ``[N]`` what it asks for.
+    """
+    places = [place for place, steering in enumerate(steerings) if steering.needs_pt]
+    if not places:
+        return None
+    starts = np.asarray(query_starts, dtype=np.int64)
+    logits = np.asarray(num_logits, dtype=np.int64)
+    requests_M = np.array(places, dtype=np.int64)
+    alpha_M = np.array([steerings[place].alpha for place in places], dtype=np.float32)
+    logits_M = logits[requests_M]
+    length_M = starts[requests_M + 1] - starts[requests_M]
+    rows_M = np.where(alpha_M != 1.0, length_M, logits_M)  # the last so many of a request's tokens
+    u_starts, s_starts = _starts(length_M), _starts(rows_M)
+    logits_starts = _starts(logits)
+
+    rows_in_U = _ranges(u_starts[1:] - rows_M, rows_M)
+    tokens_U = _ranges(starts[requests_M], length_M)
+    return StepPlan(
+        requests_M=requests_M,
+        tokens_U=tokens_U,
+        rows_S=tokens_U[rows_in_U],
+        rows_in_U=rows_in_U,
+        query_starts=s_starts.astype(np.int32),
+        alpha_S=np.repeat(alpha_M, rows_M),
+        scored_in_S=_ranges(s_starts[1:] - logits_M, logits_M),
+        logits_C=_ranges(logits_starts[requests_M], logits_M),
+        num_logits=int(logits_starts[-1]),
+    )
+
+
+def _starts(lengths: Indices) -> Indices:
+    """[2, 5, 3] -> [0, 2, 7, 10]."""
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+
+
+def _ranges(first: Indices, lengths: Indices) -> Indices:
+    """first [4, 9], lengths [2, 3] -> [4, 5, 9, 10, 11]."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - lengths), lengths)

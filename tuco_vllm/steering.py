@@ -1,0 +1,75 @@
+"""What a request may ask of the executor: its alpha, and its scores. The one parser for both.
+
+A request says ``alpha`` (FTC_alpha scaling, paper Def. 5.1: the stream becomes x + PTC + alpha * FTC, so 1
+is the fine-tuned model and 0 is PT's layers) and ``tuco`` (scores wanted: True, or "layers" for all norms).
+Both travel in vLLM's ``SamplingParams.extra_args``, whatever the interface: Python, HTTP fields,
+``vllm_xargs``. Values are checked before anything coerces them: JSON's ``true`` is not 1, ``"1"`` is not 1,
+NaN is not a scale.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tuco_vllm.errors import InputError
+
+ALPHA, TUCO = "alpha", "tuco"
+"""The request fields, and keys of ``extra_args``."""
+
+MAX_ALPHA = 2.0
+"""Default upper bound of alpha: far outside the paper's 0.75 to 1.25, where streams are still finite."""
+
+
+class Steering(NamedTuple):
+    """One request's wishes. The default is plain FT, for which PT does nothing."""
+
+    alpha: float = 1.0
+    scored: bool = False
+
+    @property
+    def needs_pt(self) -> bool:
+        """Whether PT's keys and values must be in the cache for this request."""
+        return self.scored or self.alpha != 1.0
+
+    def cache_salt(self, users: str | None) -> str:
+        """What a prefix-cache block must match besides its tokens.
+
+        The stream, and so every later layer's keys and values, depends on alpha; and a block whose PT half
+        was never written must not serve a request that reads it.
+        """
+        return f"tuco:{self.alpha.hex()}:{'pt' if self.needs_pt else 'ft'}|{users or ''}"
+
+
+PLAIN = Steering()
+
+
+def parse_alpha(value: Any, max_alpha: float = MAX_ALPHA) -> float:
+    """A finite number in [0, ``max_alpha``] as a float (-0.0 as 0.0), or InputError."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= max_alpha:  # NaN compares false; 10**400 is compared as an integer
+        shown = value if number else f"{value!r:.40}"
+        shown = f"{shown:.6g}" if isinstance(shown, float) else f"{shown!s:.40}"
+        raise InputError(f"{ALPHA} must be a number from 0 to {max_alpha:g}, not {shown}")
+    return float(value) + 0.0
+
+
+def parse_tuco(value: Any) -> bool:
+    """Whether scores are wanted: True and "layers" say so, False and None do not; all else is InputError."""
+    if value is None or value is False:
+        return False
+    if value is True or (isinstance(value, str) and value == "layers"):
+        return True
+    raise InputError(f'{TUCO} must be true, false or "layers", not {value!r:.40}')
+
+
+def steering_of(extra_args: Mapping[str, Any] | None, max_alpha: float = MAX_ALPHA) -> Steering:
+    """What ``extra_args`` asks for; InputError where it cannot be given."""
+    if not extra_args or not (ALPHA in extra_args or TUCO in extra_args):
+        return PLAIN
+    alpha = extra_args.get(ALPHA)
+    steering = Steering(
+        1.0 if alpha is None else parse_alpha(alpha, max_alpha), parse_tuco(extra_args.get(TUCO))
+    )
+    if not math.isfinite(steering.alpha):  # only with max_alpha=inf
+        raise InputError(f"{ALPHA} must be finite")
+    return steering
