@@ -45,20 +45,58 @@ def with_bool_mask(method: Any, position: int) -> Any:
 
 
 def main(spec_file: str) -> None:
-    """SPEC: pt, ft, engine_args, rounds (lists of token-id prompts), out (file for each round's norms)."""
+    """SPEC: pt, ft, engine_args, out (the file for what comes back), and either
+
+    rounds: lists of token-id prompts; out holds each round's norms; or
+    generate: prompts, an alpha for each (null: plain FT), max_tokens; out holds, for two rounds of them, each
+    request's (token ids, norms or None).
+    """
     pretend_triton_has_a_cpu_backend()
+    import torch
+
+    spec = json.loads(Path(spec_file).read_text())
+    torch.save(generate(spec) if "generate" in spec else score(spec), spec["out"])
+
+
+def score(spec: dict[str, Any]) -> Any:
     import torch
 
     from tuco_vllm.config import resolve_pair
     from tuco_vllm.engine.scorer import Scorer
 
-    spec = json.loads(Path(spec_file).read_text())
     scorer = Scorer(resolve_pair(spec["pt"], spec["ft"]), **spec["engine_args"])
-    runner = scorer.engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    assert_runs_v2(scorer.engine)
+    return [torch.stack([n for _, n in scorer.stream(enumerate(prompts))]) for prompts in spec["rounds"]]
+
+
+def generate(spec: dict[str, Any]) -> Any:
+    from vllm import SamplingParams
+
+    from tuco_vllm import TucoLLM
+
+    llm = TucoLLM(spec["pt"], spec["ft"], task="generate", **spec["engine_args"])
+    engine = llm._engine.llm
+    assert_runs_v2(engine.llm_engine)
+    asked = spec["generate"]
+    prompts = [{"prompt_token_ids": prompt} for prompt in asked["prompts"]]
+    params = [
+        SamplingParams(
+            max_tokens=asked["max_tokens"],
+            temperature=0.0,
+            ignore_eos=True,
+            logprobs=2 if place % 3 == 0 else None,
+            extra_args=None if alpha is None else {"alpha": alpha, "tuco": True},
+        )
+        for place, alpha in enumerate(asked["alphas"])
+    ]
+    rounds = [engine.generate(prompts, params, use_tqdm=False) for _ in range(2)]
+    return [[(list(o.outputs[0].token_ids), o.outputs[0].routed_experts) for o in outs] for outs in rounds]
+
+
+def assert_runs_v2(engine: Any) -> None:
+    runner = engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
     bases = [base.__module__ for base in type(runner).__mro__]
     assert "vllm.v1.worker.gpu.model_runner" in bases, f"not the V2 runner: {bases}"
-    norms = [torch.stack([n for _, n in scorer.stream(enumerate(prompts))]) for prompts in spec["rounds"]]
-    torch.save(norms, spec["out"])
 
 
 if __name__ == "__main__":
