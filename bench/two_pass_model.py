@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tuco_kernels import accumulate_contribution
 
-from tuco_vllm.decomposition import accumulate_contribution
 from tuco_vllm.engine.compat import (
     AutoWeightsLoader,
     LlamaDecoderLayer,
@@ -54,20 +54,26 @@ class TwoPassModel(nn.Module):
         mlp_TH: Any = torch.zeros_like(x_TH)
         cum_ptc_RH = torch.zeros(rows.shape[0], self.hidden_size, dtype=torch.float32, device=x_TH.device)
         cum_ftc_RH = torch.zeros_like(cum_ptc_RH)
-        norms_R4 = []
+        norms_RL4 = torch.empty(len(rows), len(self.layers), 4, dtype=torch.float32, device=x_TH.device)
         ft: Any
-        for ft, pt in zip(self.layers, self.pt_layers, strict=True):
+        for index, (ft, pt) in enumerate(zip(self.layers, self.pt_layers, strict=True)):
             normed_TH, x_TH = ft.input_layernorm(mlp_TH, x_TH)
             # A copy, since the fused add + norm inside may write into the stream it is given.
             pt_attention_RH, pt_mlp_TH, _ = _layer(
                 pt, positions, pt.input_layernorm(x_TH), x_TH.clone(), rows
             )
             ft_attention_RH, mlp_TH, x_TH = _layer(ft, positions, normed_TH, x_TH, rows)
-            cum_ptc_RH, cum_ftc_RH, norms = accumulate_contribution(
-                pt_attention_RH, pt_mlp_TH[rows], ft_attention_RH, mlp_TH[rows], cum_ptc_RH, cum_ftc_RH
+            accumulate_contribution(
+                pt_attention_RH,
+                pt_mlp_TH[rows],
+                ft_attention_RH,
+                mlp_TH[rows],
+                cum_ptc_RH,
+                cum_ftc_RH,
+                norms_RL4,
+                index,
             )
-            norms_R4.append(norms)
-        return torch.cat(norms_R4, dim=-1)
+        return norms_RL4.flatten(1)
 
 
 def _layer(

@@ -27,3 +27,25 @@ ORACLE_FLOAT64 = 1e-9
 FINAL_HIDDEN = {"float32": 1e-5, "bfloat16": 2e-2}
 """FT's final hidden rows against stock vLLM's, relative to the row's norm: the last layer runs on R rows
 instead of T, so its matrix products are blocked differently; all before it must be equal bit for bit."""
+
+KERNEL_NORM = {"float32": 2e-6, "float16": 1.05 * 2**-10, "bfloat16": 1.05 * 2**-7}
+"""A norm kernel's outputs against float64, relative: two roundings of half a unit in the last place (to the
+weight's dtype, to x's) and, all of it in float32, a sum, a tree of additions, rsqrt and a product."""
+
+FLOAT16_SUBNORMAL = 2e-7
+"""Absolute: below 6e-5 float16 is a grid of 6e-8, so two roundings and a gain of up to 4 come to 1.5e-7."""
+
+ROUNDING_FLIPS = 1e-3
+"""Share of bfloat16 outputs that may differ between a kernel and its twin: one float32 unit in rstd, from
+another order of addition, moves about 3e-5 of them. Rounding at another place moves more than a tenth."""
+
+KERNEL_L1 = 2e-6
+"""An L1 norm by a kernel against float64, relative to |PTC| + |FTC|: float32 additions of H <= 2**14 terms in
+a tree, 14 * 6e-8."""
+
+KERNEL_STEER = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}
+"""A steered element against float64, relative: one rounding, half a unit in the last place."""
+
+KERNEL_STEER_ABSOLUTE = 5e-6
+"""The same, of numbers up to 5 and |1 - alpha| up to 1.5: five float32 steps at up to 30 are off by 2e-6 each
+at the very most, and half that together in practice."""

@@ -11,7 +11,7 @@ from tuco_vllm.records import PromptInput, TucoScore
 from tuco_vllm.steering import MAX_ALPHA, Steering, parse_alpha
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    from tuco_vllm.engine.generator import RequestOutput, SamplingParams
 
 Key = TypeVar("Key")
 
@@ -115,10 +115,8 @@ class TucoLLM:
         """
         if self.task != "generate":
             raise InputError('this TucoLLM scores: generate with TucoLLM(..., task="generate")')
-        from vllm import SamplingParams
-
         encoded = self._encode(prompts)
-        params = _one_each(sampling_params or SamplingParams(), len(encoded), "sampling_params")
+        params = _one_each(sampling_params, len(encoded), "sampling_params")
         alphas = _one_each(alpha, len(encoded), "alpha")
         steerings = []
         for place, value in enumerate(alphas):

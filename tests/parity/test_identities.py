@@ -72,7 +72,7 @@ def children() -> int:
         ("pipeline_parallel_size", 2, "pipeline parallelism"),
         ("runner", "generate", "runner"),
         ("no_such_argument", 1, "no_such_argument"),
-        ("task", "generate", "task"),
+        ("task", "classify", "task"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_at_once(argument, value, says, pair_dirs) -> None:

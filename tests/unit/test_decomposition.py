@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
+from tuco_kernels import accumulate_contribution
 
 from tuco_vllm import metrics
-from tuco_vllm.decomposition import NORM_COLUMNS, accumulate_contribution, l1_norms
+from tuco_vllm.decomposition import NORM_COLUMNS, l1_norms
 from tuco_vllm.records import LAYERS, TucoScore
 
 H = torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64)  # any h; |h|_1 = 6
@@ -14,11 +15,11 @@ NOTHING = torch.zeros_like(H)
 
 def run(ptc: list[Tensor], ftc: list[Tensor]) -> TucoScore:
     """Algorithm 1 over layers given by their contributions, attention carrying PTC and the MLP FTC."""
-    cum_ptc, cum_ftc, layers = NOTHING, NOTHING, []
-    for p, f in zip(ptc, ftc, strict=True):
-        cum_ptc, cum_ftc, norms = accumulate_contribution(p, NOTHING, p, f, cum_ptc, cum_ftc)
-        layers.append(norms[0].tolist())
-    return TucoScore.from_norms(layers, num_prompt_tokens=1)
+    cum_ptc, cum_ftc = NOTHING.clone(), NOTHING.clone()
+    norms = torch.zeros(1, len(ptc), 4, dtype=torch.float64)
+    for layer, (p, f) in enumerate(zip(ptc, ftc, strict=True)):
+        accumulate_contribution(p, NOTHING, p, f, cum_ptc, cum_ftc, norms, layer)
+    return TucoScore.from_norms(norms[0].tolist(), num_prompt_tokens=1)
 
 
 def test_example_b1() -> None:
@@ -53,18 +54,23 @@ def test_the_model_with_itself_has_no_contribution() -> None:
 def test_sums_are_wider_than_the_models_dtype() -> None:
     """A small update beside a large one survives bfloat16 inputs: f is summed in float32."""
     large, small = torch.full((1, 4), 256.0), torch.full((1, 4), 0.5)  # 256.5 is no bfloat16
-    zero = torch.zeros(1, 4)
-    _, cum_ftc, norms = accumulate_contribution(
-        large.bfloat16(), zero.bfloat16(), large.bfloat16(), small.bfloat16(), zero, zero
+    zero, cum_ftc, norms = torch.zeros(1, 4).bfloat16(), torch.zeros(1, 4), torch.zeros(1, 1, 4)
+    accumulate_contribution(
+        large.bfloat16(), zero, large.bfloat16(), small.bfloat16(), torch.zeros(1, 4), cum_ftc, norms, 0
     )
-    assert cum_ftc.dtype == torch.float32
-    assert norms.tolist() == [[1024.0, 2.0, 1024.0, 2.0]]
+    assert norms.tolist() == [[[1024.0, 2.0, 1024.0, 2.0]]]
+    assert cum_ftc.tolist() == [[0.5] * 4]
 
 
 def test_rows_are_independent_and_columns_in_order() -> None:
     parts = [torch.randn(5, 8, dtype=torch.float64) for _ in range(4)]
-    zero = torch.zeros(5, 8, dtype=torch.float64)
-    _, _, together = accumulate_contribution(*parts, zero, zero)
-    alone = [accumulate_contribution(*[p[i : i + 1] for p in parts], zero[:1], zero[:1])[2] for i in range(5)]
-    assert torch.equal(together, torch.cat(alone))
+
+    def norms_of(rows: slice) -> Tensor:
+        mine = [part[rows] for part in parts]
+        sums = [torch.zeros_like(mine[0]) for _ in range(2)]
+        norms = torch.zeros(len(mine[0]), 1, 4, dtype=torch.float64)
+        accumulate_contribution(*mine, *sums, norms, 0)
+        return norms
+
+    assert torch.equal(norms_of(slice(5)), torch.cat([norms_of(slice(i, i + 1)) for i in range(5)]))
     assert NORM_COLUMNS == LAYERS  # records name the columns that decomposition orders

@@ -52,11 +52,11 @@ def test_the_installed_version_is_the_packages():
     assert metadata.version("tuco-vllm") == tuco_vllm.__version__, "stale install: run make install"
 
 
-def test_only_the_package_is_importable_from_outside(tmp_path):
+def test_only_the_packages_are_importable_from_outside(tmp_path):
     # `kernels` is a Hugging Face package that transformers looks for: our folder must not pass for it.
-    names = ["tuco_vllm", "kernels", "bench", "tests"]
+    names = ["tuco_vllm", "tuco_kernels", "kernels", "bench", "tests"]
     code = f"from importlib.util import find_spec; print([n for n in {names} if find_spec(n)])"
-    assert outside(tmp_path, code) == "['tuco_vllm']"
+    assert outside(tmp_path, code) == "['tuco_vllm', 'tuco_kernels']", "stale install: run make install"
 
 
 def test_vllm_finds_the_plugin():
@@ -86,8 +86,8 @@ def test_the_wheel_holds_the_packages_and_their_data_only(tmp_path):
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    kernels = {path.parent.name for path in ROOT.glob("kernels/*/__init__.py")}
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"tuco_vllm"} | kernels
+    top_level = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert top_level == {"tuco_vllm", "tuco_kernels"}
     kinds = (".py", ".typed", ".json", ".jsonl", ".safetensors", ".md", ".jinja")
     ours = {str(p.relative_to(ROOT)) for p in (ROOT / "tuco_vllm").rglob("*") if p.suffix in kinds}
     assert ours <= set(names)

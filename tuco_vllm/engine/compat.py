@@ -10,7 +10,6 @@ never silently. When vLLM is upgraded, this is the file to read, then ``tests/pa
 | Attention(attn_backend=...), subclass_attention_backend | rows.py | PT queries some rows against all keys |
 | get_forward_context | rows.py | which rows end a prompt stands in the attention metadata |
 | DefaultModelLoader.Source | weights.py | a second checkpoint for one model |
-| ir.ops.fused_add_rms_norm | rows_layer.py | PT's norms must round where FT's do |
 | tokens_input, EngineDeadError, current_platform | scorer.py | LLM's own means, for a stream |
 | support_torch_compile | scoring_model.py | compiled like the stock models |
 | Pooler | pair_model.py | carries [4 L] numbers a prompt to the caller |
@@ -32,7 +31,6 @@ from vllm.config import CacheConfig, CUDAGraphMode, VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.forward_context import get_forward_context
 from vllm.inputs import tokens_input
-from vllm.ir import ops
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
@@ -107,7 +105,6 @@ __all__ = [
     "get_forward_context",
     "get_rope",
     "get_tensor_model_parallel_world_size",
-    "ops",
     "subclass_attention_backend",
     "support_torch_compile",
     "tokens_input",

@@ -17,6 +17,8 @@ from tuco_vllm.errors import EngineError
 from tuco_vllm.metrics import fraction
 from tuco_vllm.steering import ALPHA, TUCO, Steering
 
+__all__ = ["Generator", "RequestOutput", "SamplingParams", "attach_scores", "tuco_of", "with_steering"]
+
 Key = TypeVar("Key")
 
 _STREAM_BATCH = 1024
@@ -41,14 +43,17 @@ class Generator:
     def generate(
         self,
         prompts: Sequence[list[int]],
-        params: Sequence[SamplingParams],
+        params: Sequence[SamplingParams | None],
         steerings: Sequence[Steering],
         *,
         progress: bool,
     ) -> list[RequestOutput]:
         """Complete each prompt's token ids; every completion gets ``tuco`` and ``tuco_norms``
         (``attach_scores``)."""
-        wishes = [with_steering(one, steering) for one, steering in zip(params, steerings, strict=True)]
+        wishes = [
+            with_steering(one or SamplingParams(), steering)
+            for one, steering in zip(params, steerings, strict=True)
+        ]
         try:
             outputs = self.llm.generate([tokens_input(ids) for ids in prompts], wishes, use_tqdm=progress)
         except EngineDeadError as error:

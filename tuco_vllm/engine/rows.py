@@ -101,7 +101,7 @@ class LastRows:
     """The rows of the batch that is about to run, in a buffer whose address never changes.
 
     Piecewise CUDA graphs replay by padded token count, so there R must be a function of it; the pad rows
-    point at token 0 and come last, where nobody reads them.
+    come last, where nobody reads them.
     """
 
     def __init__(self, vllm_config: VllmConfig, layer_name: str) -> None:
@@ -121,7 +121,7 @@ class LastRows:
         size = len(rows_R)
         if context.cudagraph_runtime_mode != CUDAGraphMode.NONE:
             size = max(size, self._padded(num_tokens))
-            self.buffer[len(rows_R) : size].zero_()
+            self.buffer[len(rows_R) : size].fill_(-1)  # padding, to the kernels
         self.buffer[: len(rows_R)].copy_(rows_R, non_blocking=True)
         return self.buffer[:size]
 

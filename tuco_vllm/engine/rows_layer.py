@@ -13,6 +13,7 @@ import copy
 from typing import Any
 
 from torch import Tensor, nn
+from tuco_kernels import add_rms_norm, rows_rms_norm
 
 from tuco_vllm.engine.compat import (
     Attention,
@@ -24,7 +25,6 @@ from tuco_vllm.engine.compat import (
     get_attn_backend,
     get_rope,
     get_tensor_model_parallel_world_size,
-    ops,
 )
 from tuco_vllm.engine.rows import Selection, last_tokens, rows_backend
 
@@ -139,34 +139,50 @@ class RowsLayer(nn.Module):
         self.mlp = self.build_mlp(config, f"{prefix}.mlp")
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norms_rounded_sum = norms_rounded_sum(vllm_config)
 
     @staticmethod
     def build_mlp(config: Any, prefix: str) -> nn.Module:
         """The family's stock MLP."""
         raise TypeError("a family's RowsLayer names its MLP")
 
-    def forward(
-        self, positions_T: Tensor, delta_TH: Tensor | None, x_TH: Tensor, rows_R: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """A(x) and M(x + A(x)) on the rows, apart, each ``[R, H]`` (paper §3), at x = ``x_TH + delta_TH``.
+    def norm_input(self, delta_TH: Tensor | None, x_TH: Tensor) -> Tensor:
+        """This layer's input, normalised: of x = ``x_TH + delta_TH``, as vLLM's layers pass the stream on (a
+        residual, and the last MLP's output not yet added). Writes into neither."""
+        norm = self.input_layernorm
+        return add_rms_norm(
+            delta_TH, x_TH, norm.weight, norm.variance_epsilon, round_sum=self.norms_rounded_sum
+        )
 
-        The stream comes as vLLM's layers pass it on: a residual, and the last MLP's output not yet added.
+    def forward(
+        self, positions_T: Tensor, normed_TH: Tensor, rows_R: Tensor, x_TH: Tensor, x_rows_R: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A(x) and M(x + A(x)) on the rows, apart, each ``[R, H]`` (paper §3).
+
+        ``normed_TH`` is ``norm_input``'s; the stream x itself is read at the rows only, which may be other
+        places (``x_rows_R``) of a longer ``x_TH``.
         """
-        normed_TH, x_TH = add_and_norm(self.input_layernorm, delta_TH, x_TH)
         attention_RH = self.self_attn(positions_T, normed_TH, rows_R)
-        normed_RH, _ = add_and_norm(self.post_attention_layernorm, attention_RH, x_TH[rows_R])
+        norm = self.post_attention_layernorm
+        normed_RH = rows_rms_norm(
+            attention_RH,
+            x_TH,
+            x_rows_R,
+            norm.weight,
+            norm.variance_epsilon,
+            round_sum=self.norms_rounded_sum,
+        )
         return attention_RH, self.mlp(normed_RH)
 
 
-def add_and_norm(norm: RMSNorm, delta: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(norm(x + delta), x + delta) with the rounding of vLLM's fused op, and without writing into the inputs.
+def norms_rounded_sum(vllm_config: VllmConfig) -> bool:
+    """Whether vLLM's fused add and norm rounds the sum to 16 bits *before* it normalises.
 
-    The fused op normalises the sum *before* it is rounded to 16 bits. FT's stock layers do that, so PT's
-    must: normalising the rounded sum instead put a pair's bfloat16 noise floor at 5e-3.
+    Its own ("native") implementation does not, its CUDA kernel, the choice without torch.compile, does. PT's
+    norms must round where FT's do: the other place put a pair's bfloat16 noise floor at 5e-3.
     """
-    if delta is None:
-        return norm(x), x
-    return ops.fused_add_rms_norm(delta, x, norm.weight, norm.variance_epsilon)
+    priority: Any = vllm_config.kernel_config.ir_op_priority
+    return bool(priority.fused_add_rms_norm) and priority.fused_add_rms_norm[0] != "native"
 
 
 def sliding_window(config: Any, layer: int) -> int | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tuco_kernels import accumulate_contribution, dual_rms_norm
 
-from tuco_vllm.decomposition import accumulate_contribution
 from tuco_vllm.engine.compat import VllmConfig, VocabParallelEmbedding, support_torch_compile
 
 
@@ -60,32 +60,58 @@ class ScoringModel(nn.Module):
         """Norms ``[R, 4 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order."""
         x_TH = inputs_embeds if inputs_embeds is not None else self.embed_tokens(input_ids)
         delta_TH: Any = None  # FT's MLP output of the layer before, not yet added to the stream
-        cum_ptc_RH = torch.zeros(rows.shape[0], self.hidden_size, dtype=torch.float32, device=x_TH.device)
+        count = rows.shape[0]
+        cum_ptc_RH = torch.zeros(count, self.hidden_size, dtype=torch.float32, device=x_TH.device)
         cum_ftc_RH = torch.zeros_like(cum_ptc_RH)
-        norms_R4 = []
+        norms_RL4 = torch.empty(count, self.num_layers, 4, dtype=torch.float32, device=x_TH.device)
 
         ft: Any
-        for ft, pt in zip(self.layers[:-1], self.pt_layers[:-1], strict=True):
-            pt_attention_RH, pt_mlp_RH = pt(positions, delta_TH, x_TH, rows)
+        pt: Any
+        for layer, (ft, pt) in enumerate(zip(self.layers[:-1], self.pt_layers[:-1], strict=True)):
             # FT exactly as vLLM's own model runs it, fused add + norm included, which on a GPU overwrites its
             # inputs: whatever else needs those has run before, or has a gathered copy.
+            pt_normed_TH = pt.norm_input(delta_TH, x_TH)
             if delta_TH is None:
                 normed_TH = ft.input_layernorm(x_TH)
             else:
                 normed_TH, x_TH = ft.input_layernorm(delta_TH, x_TH)
+            pt_attention_RH, pt_mlp_RH = pt(positions, pt_normed_TH, rows, x_TH, rows)
             attention_TH = ft.self_attn(positions=positions, hidden_states=normed_TH)
             ft_attention_RH = attention_TH[rows]
             normed_TH, x_TH = ft.post_attention_layernorm(attention_TH, x_TH)
             delta_TH = ft.mlp(normed_TH)
-            cum_ptc_RH, cum_ftc_RH, norms = accumulate_contribution(
-                pt_attention_RH, pt_mlp_RH, ft_attention_RH, delta_TH[rows], cum_ptc_RH, cum_ftc_RH
+            accumulate_contribution(
+                pt_attention_RH,
+                pt_mlp_RH,
+                ft_attention_RH,
+                delta_TH,
+                cum_ptc_RH,
+                cum_ftc_RH,
+                norms_RL4,
+                layer,
+                mlp_rows_R=rows,
             )
-            norms_R4.append(norms)
 
-        pt_attention_RH, pt_mlp_RH = self.pt_layers[-1](positions, delta_TH, x_TH, rows)
-        ft_attention_RH, ft_mlp_RH = self.layers[-1](positions, delta_TH, x_TH, rows)
-        _, _, norms = accumulate_contribution(
-            pt_attention_RH, pt_mlp_RH, ft_attention_RH, ft_mlp_RH, cum_ptc_RH, cum_ftc_RH
+        ft, pt = self.layers[-1], self.pt_layers[-1]
+        normed_TH, pt_normed_TH, x_TH = dual_rms_norm(
+            delta_TH,
+            x_TH,
+            ft.input_layernorm.weight,
+            pt.input_layernorm.weight,
+            ft.input_layernorm.variance_epsilon,
+            pt.input_layernorm.variance_epsilon,
+            round_sum=ft.norms_rounded_sum,
         )
-        norms_R4.append(norms)
-        return torch.cat(norms_R4, dim=-1)
+        pt_attention_RH, pt_mlp_RH = pt(positions, pt_normed_TH, rows, x_TH, rows)
+        ft_attention_RH, ft_mlp_RH = ft(positions, normed_TH, rows, x_TH, rows)
+        accumulate_contribution(
+            pt_attention_RH,
+            pt_mlp_RH,
+            ft_attention_RH,
+            ft_mlp_RH,
+            cum_ptc_RH,
+            cum_ftc_RH,
+            norms_RL4,
+            self.num_layers - 1,
+        )
+        return norms_RL4.flatten(1)

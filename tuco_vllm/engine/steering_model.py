@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tuco_kernels import accumulate_contribution, steer_residual
 
-from tuco_vllm.decomposition import accumulate_contribution, steer
 from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import Selection
 
@@ -80,38 +80,41 @@ class SteeringModel(nn.Module):
         ft_model = self.ft[0]
         x_TH = inputs_embeds if inputs_embeds is not None else ft_model.embed_tokens(input_ids)
         positions_U = positions[tokens_U]
+        scored_C = rows_S[scored_in_S]
         delta_TH: Any = None  # FT's MLP output of the layer before, steered, not yet added to the stream
-        cum_ptc_CH = torch.zeros(
-            scored_in_S.shape[0], self.hidden_size, dtype=torch.float32, device=x_TH.device
-        )
+        count = scored_in_S.shape[0]
+        cum_ptc_CH = torch.zeros(count, self.hidden_size, dtype=torch.float32, device=x_TH.device)
         cum_ftc_CH = torch.zeros_like(cum_ptc_CH)
-        norms_C4 = []
+        norms_CL4 = torch.empty(count, self.num_layers, 4, dtype=torch.float32, device=x_TH.device)
 
-        for ft, pt in zip(ft_model.layers, self.pt_layers, strict=True):
-            delta_UH = None if delta_TH is None else delta_TH[tokens_U]
-            pt_attention_SH, pt_mlp_SH = pt(positions_U, delta_UH, x_TH[tokens_U], rows_in_U)
+        pt: Any
+        for layer, (ft, pt) in enumerate(zip(ft_model.layers, self.pt_layers, strict=True)):
             # As in ScoringModel: vLLM's fused ops may overwrite their inputs, all other readers come first.
+            delta_UH = None if delta_TH is None else delta_TH[tokens_U]
+            pt_normed_UH = pt.norm_input(delta_UH, x_TH[tokens_U])
             if delta_TH is None:
                 normed_TH = ft.input_layernorm(x_TH)
             else:
                 normed_TH, x_TH = ft.input_layernorm(delta_TH, x_TH)
+            pt_attention_SH, pt_mlp_SH = pt(positions_U, pt_normed_UH, rows_in_U, x_TH, rows_S)
             attention_TH = ft.self_attn(positions=positions, hidden_states=normed_TH)
             ft_attention_SH = attention_TH[rows_S]
             normed_TH, x_TH = ft.post_attention_layernorm(attention_TH, x_TH)
             delta_TH = ft.mlp(normed_TH)
-            ft_mlp_SH = delta_TH[rows_S]
 
-            cum_ptc_CH, cum_ftc_CH, norms = accumulate_contribution(
+            accumulate_contribution(
                 pt_attention_SH[scored_in_S],
                 pt_mlp_SH[scored_in_S],
-                ft_attention_SH[scored_in_S],
-                ft_mlp_SH[scored_in_S],
+                ft_attention_SH,
+                delta_TH,
                 cum_ptc_CH,
                 cum_ftc_CH,
+                norms_CL4,
+                layer,
+                attention_rows_R=scored_in_S,
+                mlp_rows_R=scored_C,
             )
-            norms_C4.append(norms)
-            steered_SH = steer(pt_attention_SH, pt_mlp_SH, ft_attention_SH, ft_mlp_SH, alpha_S)
-            delta_TH = delta_TH.index_copy(0, rows_S, steered_SH)
+            steer_residual(delta_TH, alpha_S, rows_S, pt_attention_SH, pt_mlp_SH, ft_attention_SH)
 
         hidden_TH, _ = ft_model.norm(delta_TH, x_TH)
-        return hidden_TH, torch.cat(norms_C4, dim=-1)
+        return hidden_TH, norms_CL4.flatten(1)
