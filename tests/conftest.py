@@ -19,6 +19,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """The whole matrix takes hours: what it found, and on what, goes into a record."""
+    if not session.config.getoption("--full") or session.config.option.collectonly:
+        return
+    import provenance
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    counts = {
+        outcome: len(reporter.stats.get(outcome, [])) for outcome in ("passed", "failed", "error", "skipped")
+    }
+    record = {"exit": int(exitstatus), **counts, "provenance": provenance.provenance()}
+    print(f"\nrecorded in {provenance.append('test_full', record)}")
+
+
 @pytest.fixture(scope="session")
 def pair_dirs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[str, str]]:
     """(family pair name, dtype) -> (pt, ft) directories of a random pair, written once a session."""

@@ -63,7 +63,8 @@ class ScoringModel(nn.Module):
         count = rows.shape[0]
         cum_ptc_RH = torch.zeros(count, self.hidden_size, dtype=torch.float32, device=x_TH.device)
         cum_ftc_RH = torch.zeros_like(cum_ptc_RH)
-        norms_RL4 = torch.empty(count, self.num_layers, 4, dtype=torch.float32, device=x_TH.device)
+        # Zeros, though all of it is written: from empty, torch 2.13 fails to generate C++ for twelve layers.
+        norms_RL4 = torch.zeros(count, self.num_layers, 4, dtype=torch.float32, device=x_TH.device)
 
         ft: Any
         pt: Any

@@ -85,7 +85,7 @@ class SteeringModel(nn.Module):
         count = scored_in_S.shape[0]
         cum_ptc_CH = torch.zeros(count, self.hidden_size, dtype=torch.float32, device=x_TH.device)
         cum_ftc_CH = torch.zeros_like(cum_ptc_CH)
-        norms_CL4 = torch.empty(count, self.num_layers, 4, dtype=torch.float32, device=x_TH.device)
+        norms_CL4 = torch.zeros(count, self.num_layers, 4, dtype=torch.float32, device=x_TH.device)
 
         pt: Any
         for layer, (ft, pt) in enumerate(zip(ft_model.layers, self.pt_layers, strict=True)):
