@@ -7,10 +7,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,8 +26,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """The whole matrix takes hours: what it found, and on what, goes into a record."""
     if not session.config.getoption("--full") or session.config.option.collectonly:
         return
-    import provenance
-
+    # By path: a folder with kernels.py in it must not get onto the path, where transformers looks for a
+    # package of that name.
+    spec = importlib.util.spec_from_file_location("provenance", ROOT / "bench" / "provenance.py")
+    provenance = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(provenance)
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     counts = {

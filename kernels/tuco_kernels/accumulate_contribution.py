@@ -8,8 +8,8 @@ numbers)::
     P  += PTC,  F += FTC
     norms[layer] = |PTC|_1, |FTC|_1, |P|_1, |F|_1
 
-Source: Nuti, Franzmeyer, Henriques, ICML 2025, arXiv 2506.23423, §4.3, §4.4; the same as
-``tuco_vllm.decomposition.accumulate_contribution``, in place and with FT's rows gathered on the way.
+Source: Nuti, Franzmeyer, Henriques, ICML 2025, arXiv 2506.23423, §4.3, §4.4. In place, and with
+FT's rows gathered on the way.
 
 Floor in bytes: R H (4 B + 16), four inputs of B bytes a number, two sums read and written. Few rows are
 bound by launches, so there is one, where torch needs 20 with the gathers.
