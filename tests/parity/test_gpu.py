@@ -4,10 +4,13 @@ FLASH_ATTN takes 16 bits only, so the comparison is bfloat16's: within twice Hug
 """
 
 import pytest
+import steered
 import tiny_models
 import torch
 from truth import assert_close
+from vllm import SamplingParams
 
+from tuco_vllm import TucoLLM
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.engine.scorer import Scorer
 
@@ -39,3 +42,34 @@ def test_scores_on_a_gpu(pair_name: str, backend: str, compiled: bool, pair_dirs
                 assert_close(norms.cpu(), pair, prompts, "bfloat16")
     finally:
         scorer.close()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("pair_name", ["llama", "qwen3"])
+def test_steers_on_a_gpu(pair_name: str, compiled: bool, pair_dirs) -> None:
+    """A mixed batch in float32, token by token the oracle's; plain requests beside it stay plain."""
+    pair = pair_dirs(pair_name, "float32")
+    prompts, alphas = steered.requests(64)
+    greedy = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+    with TucoLLM(
+        *pair,
+        task="generate",
+        dtype="float32",
+        attention_backend="TRITON_ATTN",  # FLASH_ATTN takes 16 bits only
+        enforce_eager=not compiled,
+        max_model_len=tiny_models.MAX_LEN,
+        max_num_batched_tokens=96,
+        max_num_seqs=64,
+        gpu_memory_utilization=0.3,
+    ) as llm:
+        for _ in ("cold", "warm"):
+            for output, prompt, alpha in zip(
+                llm.generate(prompts, greedy, alphas), prompts, alphas, strict=True
+            ):
+                completion = output.outputs[0]
+                steered.assert_true(pair, prompt, alpha, completion.token_ids, completion.tuco_norms)
+        plain = llm.generate(prompts, greedy, scores=False)
+        scored = llm.generate(prompts, greedy)
+    for a, b in zip(plain, scored, strict=True):
+        assert a.outputs[0].tuco is None
+        assert list(a.outputs[0].token_ids) == list(b.outputs[0].token_ids)
