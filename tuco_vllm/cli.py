@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tuco_vllm import __version__
 from tuco_vllm.errors import InputError, TucoError
+from tuco_vllm.steering import MAX_ALPHA
 
 if TYPE_CHECKING:
     from tuco_vllm.api import TucoLLM
@@ -33,11 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
-    if not debug:
+    if not debug and argv[:1] != ["serve"]:  # a server's log is for its operator
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
-        arguments = _parser().parse_args(argv)
+        parser = _parser()
+        arguments, unknown = parser.parse_known_args(argv)
         arguments.argv = argv
+        if arguments.run is _serve:
+            arguments.vllm_flags = unknown
+        elif unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
@@ -130,6 +136,13 @@ def _engine_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from tuco_vllm.server.app import serve
+
+    serve(arguments.pt, arguments.ft, arguments.vllm_flags, max_alpha=arguments.max_alpha)
+    return 0
+
+
 def _status(arguments: argparse.Namespace) -> int:
     from tuco_vllm.analysis.tables import print_status
     from tuco_vllm.corpus.job import JobDirectory
@@ -167,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     _add_score_options(command("score", _score, "Score prompts in files; Parquet out. Resumes by itself."))
+    _add_serve_options(command("serve", _serve, "Serve vLLM's OpenAI API with alpha and TuCo in it."))
     status = command("status", _status, "How far a running or finished tuco score is.")
     status.add_argument("directory", type=Path, metavar="DIR", help="its --out")
     demo = command("demo", _demo, "Score bundled prompts with the bundled pair: table, Parquet and plot.")
@@ -205,6 +219,21 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
     add("--gpu-memory-utilization", type=float, metavar="SHARE")
     add("--enforce-eager", action="store_true", help="no torch.compile, no CUDA graphs")
+
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--pt", required=True, metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
+    add("--ft", required=True, metavar="F", help="the model fine-tuned from it")
+    add("--max-alpha", type=_alpha, default=MAX_ALPHA, metavar="A", help="default: %(default)s")
+    parser.epilog = "All other flags are `vllm serve`'s: --port, --api-key, --max-model-len, --dtype, ..."
+
+
+def _alpha(text: str) -> float:
+    number = float(text)
+    if not 1.0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 up")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -201,6 +201,31 @@ def test_demo_and_doctor_are_handed_their_arguments(monkeypatch, capsys):
     assert "give both" in error_line(capsys.readouterr().err)
 
 
+def test_serve_keeps_its_own_flags_and_hands_vllm_the_rest(monkeypatch, capsys):
+    calls = []
+    app = types.SimpleNamespace(serve=lambda *given, **options: calls.append((given, options)))
+    monkeypatch.setitem(sys.modules, "tuco_vllm.server.app", app)
+    flags = ["--port", "8001", "--max-model-len=99", "-O3", "--enforce-eager", "--chat-template", "x y"]
+    assert cli.main(["serve", "--pt=P", *flags, "--ft", "F", "--max-alpha=1.5"]) == 0
+    assert calls == [(("P", "F", flags), {"max_alpha": 1.5})]
+    for bad in ("0.5", "nan", "inf", "x"):
+        assert cli.main(["serve", "--pt=P", "--ft=F", f"--max-alpha={bad}"]) == 2
+        assert "--max-alpha" in error_line(capsys.readouterr().err)
+    assert cli.main(["serve", "--pt=P"]) == 2
+    assert "--ft" in error_line(capsys.readouterr().err)
+    assert len(calls) == 1
+
+
+def test_serve_refuses_bad_models_before_vllm_is_imported(tmp_path):
+    code = (
+        "import sys; from tuco_vllm.cli import main\n"
+        f"print(main(['serve', '--pt={tmp_path}', '--ft={tmp_path}']), 'vllm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert "is not a model directory" in error_line(done.stderr)
+
+
 def test_version_and_help_are_quick_and_load_nothing_heavy():
     code = (
         "import sys; from tuco_vllm.cli import main\n"

@@ -33,13 +33,14 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
         **{"disable_log_stats": True, **engine_args},
     )
     if current_platform.is_cpu():
-        _fit_to_cpu(arguments)
+        fit_to_cpu(arguments)
     return arguments
 
 
-def _fit_to_cpu(arguments: EngineArgs) -> None:
-    """vLLM's CPU defaults are a server's: nearly all memory for the KV cache, one NUMA node for each rank.
+def fit_to_cpu(arguments: Any) -> None:
+    """Set what ``arguments`` (EngineArgs, or a command line's namespace of them) leave open.
 
+    vLLM's CPU defaults are a server's: nearly all memory for the KV cache, one NUMA node for each rank.
     Scoring needs the cache for prompts in flight only, so a quarter of the free memory is plenty. What the
     caller or the environment says stands. The core that vLLM keeps free for its other processes stays so:
     without it, on two cores, small models ran at less than half the speed.

@@ -18,6 +18,7 @@ never silently. When vLLM is upgraded, this is the file to read, then ``tests/pa
 | PlatformWorker, GPUModelRunnerV1 | steering_v1.py | a step's rows, scores into logprobs |
 | DefaultModelState, GPURejectionSampler | steering_v2.py | the same on runner V2 |
 | LogprobsTensors, LogprobsLists | score_columns.py | what scores travel in |
+| make_arg_parser, build_app, serve_http, ... | serving.py | `vllm serve` cannot be added to |
 | set_model_tag | pair_model.py | two compiled models in one engine, a cache directory each |
 """
 
@@ -126,13 +127,32 @@ _WORKER_SIDE = {
 }
 """Runners and workers, imported on first use: they set processes up, and each platform has only some."""
 
+_SERVER_SIDE = {
+    "FlexibleArgumentParser": "vllm.utils.argparse_utils.FlexibleArgumentParser",
+    "make_arg_parser": "vllm.entrypoints.launchers.cli_args.make_arg_parser",
+    "validate_parsed_serve_args": "vllm.entrypoints.launchers.cli_args.validate_parsed_serve_args",
+    "cli_env_setup": "vllm.entrypoints.serve.utils.api_utils.cli_env_setup",
+    "configure_logging_from_args": "vllm.logger.configure_logging_from_args",
+    "get_uvicorn_log_config": "vllm.entrypoints.launchers.utils.server_utils.get_uvicorn_log_config",
+    "setup_server": "vllm.entrypoints.launchers.launcher.setup_server",
+    "build_async_engine_client": "vllm.entrypoints.launchers.api_server.entry.build_async_engine_client",
+    "build_app": "vllm.entrypoints.launchers.app.build_app",
+    "init_app_state": "vllm.entrypoints.launchers.api_server.app_state.init_app_state",
+    "serve_http": "vllm.entrypoints.launchers.launcher.serve_http",
+    "load_chat_template": "vllm.renderers.chat_utils.load_chat_template",
+    "keep_alive_timeout": "vllm.envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
+}
+"""vLLM's HTTP server, imported on first use: FastAPI and all routes, which only `tuco serve` needs."""
+
+_LAZY = _WORKER_SIDE | _SERVER_SIDE
+
 
 def __getattr__(name: str) -> Any:
-    """The names of ``_WORKER_SIDE``; ImportError where vLLM has moved one."""
-    if name not in _WORKER_SIDE:
+    """The names of ``_LAZY``; ImportError where vLLM has moved one."""
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    module, _, attribute = _WORKER_SIDE[name].rpartition(".")
+    module, _, attribute = _LAZY[name].rpartition(".")
     try:
         return getattr(import_module(module), attribute)
     except AttributeError as error:
-        raise ImportError(f"vLLM has no {_WORKER_SIDE[name]}") from error
+        raise ImportError(f"vLLM has no {_LAZY[name]}") from error

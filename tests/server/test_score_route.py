@@ -1,0 +1,191 @@
+"""POST /v1/tuco/score around a scorer that knows its answers: shapes of input, and what is refused."""
+
+import asyncio
+import json
+
+import pytest
+import tiny_models
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from server.fake_vllm import rows
+
+from tuco_vllm.errors import EngineError
+from tuco_vllm.prompts import PromptEncoder
+from tuco_vllm.records import LAYERS
+from tuco_vllm.server.score import ScoreService, router
+
+CHAT = [{"role": "user", "content": "the cat"}]
+LIMIT = 20
+
+
+class Scorer:
+    """A prompt's score says how long it is."""
+
+    def __init__(self):
+        self.running, self.most, self.seen = 0, 0, []
+
+    async def score(self, token_ids, request_id):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            self.seen.append(token_ids)
+            await asyncio.sleep(0.3 if token_ids[-1] == 9 else 0)
+            if token_ids[0] == 8:
+                raise EngineError("it died")
+            return rows(len(token_ids), 1)
+        finally:
+            self.running -= 1
+
+
+@pytest.fixture
+def scorer():
+    return Scorer()
+
+
+@pytest.fixture
+def app(scorer):
+    app = FastAPI()
+    app.state.tuco = ScoreService(
+        scorer, PromptEncoder(tiny_models.tokenizer(), max_model_len=LIMIT), ["m", "alias"]
+    )
+    app.include_router(router)
+    return app
+
+
+@pytest.fixture
+def ask(app):
+    def ask(body):
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return TestClient(app).post("/v1/tuco/score", content=content)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        ("the cat", 1),
+        (["the cat"], 1),
+        ([5, 6, 7], 1),
+        ([[5, 6, 7], [5]], 2),
+        (CHAT, 1),
+        ([CHAT, CHAT], 2),
+        (["the cat", [5, 6], CHAT], 3),
+    ],
+)
+def test_every_kind_of_input(ask, scorer, value, count):
+    answer = ask({"model": "alias", "input": value}).json()
+    assert (answer["object"], answer["model"]) == ("list", "alias")
+    assert answer["id"].startswith("tuco-")
+    assert [entry["index"] for entry in answer["data"]] == list(range(count))
+    encoder = PromptEncoder(tiny_models.tokenizer())
+    for entry, given in zip(
+        answer["data"], value if count > 1 or value == ["the cat"] else [value], strict=True
+    ):
+        ids = encoder.encode(given).token_ids
+        assert ids in scorer.seen
+        norms = rows(len(ids), 1)[0]
+        assert entry["prompt_tokens"] == len(ids)
+        assert entry["tuco"] == pytest.approx(norms[-1, 3] / (norms[-1, 2] + norms[-1, 3]))
+        assert entry["preco"] == 1 - entry["tuco"]
+        assert entry["layers"] == {name: norms[:, i].tolist() for i, name in enumerate(LAYERS)}
+    total = sum(entry["prompt_tokens"] for entry in answer["data"])
+    assert answer["usage"] == {"prompt_tokens": total, "total_tokens": total}
+
+
+def test_the_model_may_be_left_out_and_the_layers(ask):
+    answer = ask({"input": "the cat", "layers": False}).json()
+    assert answer["model"] == "m"
+    assert "layers" not in answer["data"][0]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"input": ""}, "input", "empty"),
+        ({"input": []}, "input", "empty list"),
+        ({"input": ["a", ""]}, "input[1]", "empty"),
+        ({"input": [[5], []]}, "input[1]", "empty"),
+        ({"input": [[5] * (LIMIT + 1)]}, "input[0]", "the limit is 20"),
+        ({"input": [5] * (LIMIT + 1)}, "input", "the limit is 20"),
+        ({"input": [5, "a"]}, "input", "neither token ids nor messages"),
+        ({"input": ["a", 5]}, "input[1]", "a number"),
+        ({"input": ["a", None]}, "input[1]", "null"),
+        ({"input": [True]}, "input", "a boolean"),
+        ({"input": [-1]}, "input", "vocabulary"),
+        ({"input": [10**9]}, "input", "vocabulary"),
+        ({"input": 5}, "input", "a number"),
+        ({"input": None}, "input", "null"),
+        ({"input": {"role": "user"}}, "input", "an object"),
+        ({"input": [{"content": "x"}]}, "input", "no role"),
+        ({"input": [CHAT, [{"role": "user", "content": 5}]]}, "input[1]", "content"),
+        ({"input": "a\0b"}, "input", "NUL"),
+        ({"input": "\ud800"}, "input", "surrogate"),
+        ({}, "input", "missing"),
+        ({"input": "a", "model": 5}, "model", "not a string"),
+        ({"input": "a", "layers": 1}, "layers", "not a boolean"),
+        ({"input": "a", "alpha": 0.5}, "alpha", "not known here"),
+        ([1], "body", "not an object"),
+        (b"{", "body", "not JSON"),
+        (b"[" * 10**5, "body", "not JSON"),
+        (b"\xff\xfe\xff", "body", "not JSON"),
+    ],
+)
+def test_bad_requests_are_refused_by_name(ask, scorer, body, param, message):
+    answer = ask(body)
+    error = answer.json()["error"]
+    assert answer.status_code == error["code"] == 400
+    assert (error["type"], error["param"]) == ("BadRequestError", param)
+    assert message in error["message"]
+    assert not scorer.seen
+
+
+def test_an_unknown_model_is_not_found(ask):
+    answer = ask({"model": "other", "input": "a"})
+    assert answer.status_code == 404
+    assert answer.json()["error"] == {
+        "message": "The model `other` does not exist.",
+        "type": "NotFoundError",
+        "param": "model",
+        "code": 404,
+    }
+
+
+def test_inputs_are_scored_at_once(ask, scorer):
+    assert len(ask({"input": [[5, 9]] * 30}).json()["data"]) == 30
+    assert scorer.most == 30
+
+
+def test_one_failure_ends_the_others(app, scorer):
+    with pytest.raises(EngineError):
+        TestClient(app).post("/v1/tuco/score", json={"input": [[5, 9], [8, 5], [5, 9]]})
+    assert scorer.running == 0
+
+
+def test_a_client_that_leaves_ends_the_work(app, scorer):
+    async def go():
+        body = json.dumps({"input": [[5, 9]] * 5}).encode()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            while not scorer.running:
+                await asyncio.sleep(0.005)
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            pass
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/tuco/score",
+            "headers": [],
+            "query_string": b"",
+        }
+        await asyncio.wait_for(app(scope, receive, send), 0.2)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(go())
+    assert (scorer.most, scorer.running) == (5, 0)

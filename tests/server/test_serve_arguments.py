@@ -1,0 +1,87 @@
+"""The command line of `tuco serve`: vLLM's flags, with the pair's own values in their places."""
+
+import os
+import socket
+
+import pytest
+
+from tuco_vllm.config import resolve_pair
+from tuco_vllm.errors import InputError
+
+
+@pytest.fixture
+def parse(pair_dirs, monkeypatch):
+    from tuco_vllm.engine import serving
+
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # set by vLLM, for good otherwise
+    pair = resolve_pair(*pair_dirs("llama", "float32"))
+    return lambda *flags, max_alpha=2.0: serving.parse_arguments(pair, flags, max_alpha)
+
+
+def test_the_pair_is_set_and_the_rest_is_vllms(parse, pair_dirs):
+    pt, ft = pair_dirs("llama", "float32")
+    arguments = parse("--port", "8001", "--max-model-len=1k", "--served-model-name", "a", "b", max_alpha=1.5)
+    assert (arguments.model, arguments.runner, arguments.config_format) == (ft, "generate", "hf")
+    assert arguments.hf_overrides == {
+        "architectures": ["TucoForCausalLM"],
+        "tuco_pt": pt,
+        "tuco_max_alpha": 1.5,
+    }
+    assert (arguments.host, arguments.port, arguments.max_model_len) == ("127.0.0.1", 8001, 1000)
+    assert arguments.served_model_name == ["a", "b"]
+    assert parse("--host=0.0.0.0").host == "0.0.0.0"
+    assert parse().served_model_name == [ft]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model=x"], "--model is set by tuco itself"),
+        (["x"], "--model-tag is set by tuco itself"),
+        (["--runner", "pooling"], "--runner is set"),
+        (["--hf-overrides", '{"tuco_pt": "x"}'], "--hf-overrides is set"),
+        (["--tokenizer=x"], "--tokenizer is set"),
+        (["--quantization=fp8"], "--quantization is set"),
+        (["--scheduler-cls=x"], "--scheduler-cls is set"),
+        (["--api-server-count=2"], "--api-server-count is set"),
+        (["--headless"], "--headless is set"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--port=x"], "argument --port"),
+        (["--enable-auto-tool-choice"], "requires --tool-call-parser"),
+        (["--chat-template=missing.jinja"], "chat template"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(parse, flags, message):
+    with pytest.raises(InputError, match=message):
+        parse(*flags)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("", "tuco"), ("other", "other,tuco"), ("tuco,other", "tuco,other")]
+)
+def test_plugins_that_are_named_stay(parse, monkeypatch, before, after):
+    monkeypatch.setenv("VLLM_PLUGINS", before)
+    parse()
+    assert os.environ["VLLM_PLUGINS"] == after
+
+
+def test_without_a_choice_all_plugins_load(parse, monkeypatch):
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    parse()
+    assert "VLLM_PLUGINS" not in os.environ
+
+
+def test_a_taken_port_is_said_before_the_engine_starts(parse):
+    import signal
+
+    from tuco_vllm.engine import serving
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        try:
+            with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1:{port} .*--port"):
+                serving.serve(parse(f"--port={port}"), None)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

@@ -1,0 +1,39 @@
+"""How a server ends. The shared one is killed here, so this file comes last."""
+
+import signal
+import time
+
+import httpx
+import pytest
+from server.served import Server
+
+
+def test_a_dead_engine_is_unhealthy_and_ends_the_server(server):
+    [engine] = [child for child in server.children() if "EngineCore" in " ".join(child.cmdline())]
+    with server.client() as client:
+        engine.kill()
+        seen, deadline = set(), time.monotonic() + 30
+        while time.monotonic() < deadline and server.process.poll() is None:
+            try:
+                seen.add(client.get("/health").status_code)
+                if 503 in seen:  # a request makes the server notice that it cannot go on
+                    body = {"prompt": "a", "tuco": True}
+                    assert client.post("/v1/completions", json=body).status_code >= 500
+            except httpx.TransportError:
+                break
+            time.sleep(0.1)
+        assert 503 in seen
+        assert server.process.wait(30) == 3
+    assert "the vLLM engine died" in server.log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_all_processes(pair_dirs, tmp_path, number):
+    starting = Server(pair_dirs("llama", "float32"), tmp_path / "starting")
+    while not starting.children():
+        time.sleep(0.05)
+    assert starting.stop(number) == 130
+    running = Server(pair_dirs("llama", "float32"), tmp_path / "running")
+    running.wait()
+    assert running.stop(number) == 0

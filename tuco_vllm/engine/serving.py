@@ -1,0 +1,157 @@
+"""vLLM's HTTP server with a pair in it: its flags, its life, and what our routes ask of its engine.
+
+The steps are those of vLLM's own ``run_server``, which has no place where an app can be added to. The `vllm`
+command is no way in either: with the CPU wheel it does not start.
+"""
+
+import os
+import signal
+from argparse import Namespace
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, NoReturn
+
+import uvloop
+from vllm import SamplingParams
+
+from tuco_vllm.config import ModelPair
+from tuco_vllm.engine import compat
+from tuco_vllm.engine.arguments import fit_to_cpu
+from tuco_vllm.engine.plugin import ARCHITECTURE
+from tuco_vllm.engine.score_feed import Rows, feed_scores
+from tuco_vllm.errors import EngineError, InputError
+from tuco_vllm.steering import TUCO
+
+_OURS = (
+    *("model", "model_tag", "runner", "convert", "hf_overrides", "quantization", "tokenizer"),
+    *("config_format", "scheduler_cls", "worker_cls", "headless", "api_server_count", "grpc"),
+)
+"""Flags whose values are ours."""
+
+_PLUGIN = "tuco"
+"""Our entry point's name among ``vllm.general_plugins``."""
+
+
+class ServedEngine:
+    """A running AsyncLLM of a pair, as our routes see it."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.max_model_len: int = engine.model_config.max_model_len
+        feed_scores(engine.output_processor)
+
+    async def score(self, token_ids: list[int], request_id: str) -> Rows:
+        """Norms ``[1, L, 4]`` of a prompt at its last token; EngineError if the engine gives none."""
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args={TUCO: True})
+        rows = None
+        async for output in self._engine.generate(compat.tokens_input(token_ids), params, request_id):
+            rows = output.outputs[0].routed_experts
+        if rows is None:
+            raise EngineError("the engine gave no scores")
+        return rows
+
+
+def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> Namespace:
+    """vLLM's arguments for its server with the pair in it. Raises InputError for flags that cannot be."""
+    compat.cli_env_setup()
+    if "VLLM_PLUGINS" in os.environ:  # then vLLM loads only what it names
+        named = [name for name in os.environ["VLLM_PLUGINS"].split(",") if name]
+        os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*named, _PLUGIN]))
+
+    class Parser(compat.FlexibleArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"{message} (vLLM's flags: tuco serve --help=all)")
+
+    parser = compat.make_arg_parser(Parser(prog="tuco serve"))
+    parser.set_defaults(host="127.0.0.1")
+    arguments: Namespace = parser.parse_args(list(flags))
+    for name in _OURS:
+        if getattr(arguments, name) != parser.get_default(name):
+            raise InputError(f"--{name.replace('_', '-')} is set by tuco itself: leave it out")
+    arguments.model, arguments.config_format, arguments.runner = str(pair.ft.directory), "hf", "generate"
+    arguments.hf_overrides = {
+        "architectures": [ARCHITECTURE],
+        "tuco_pt": str(pair.pt.directory),
+        "tuco_max_alpha": max_alpha,
+    }
+    arguments.served_model_name = arguments.served_model_name or [pair.ft.name]
+    if compat.current_platform.is_cpu():
+        fit_to_cpu(arguments)
+    try:
+        compat.validate_parsed_serve_args(arguments)
+    except Exception as error:  # vLLM's own checks of flags raise every kind
+        raise InputError(str(error)) from error
+    compat.configure_logging_from_args(arguments)
+    return arguments
+
+
+def read_chat_template(template: str) -> str:
+    """The template that ``--chat-template`` means: a file's, or the text itself."""
+    return str(compat.load_chat_template(template))
+
+
+def serve(arguments: Namespace, extend: Callable[[Any, ServedEngine], None]) -> None:
+    """Serve until SIGINT or SIGTERM; ``extend`` adds to vLLM's app before it takes requests.
+
+    Raises InputError if the address is taken, EngineError if the engine does not start, or dies.
+    """
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)  # an engine's start too; later vLLM's server has handlers of its own
+    try:
+        _, sock = compat.setup_server(arguments, reuse_port=False)
+    except OSError as error:
+        where = arguments.uds or f"{arguments.host}:{arguments.port}"
+        raise InputError(f"cannot listen at {where} ({error.strerror}): choose another --port") from error
+    with sock:
+        uvloop.run(_serve(arguments, sock, extend))
+
+
+async def _serve(arguments: Namespace, sock: Any, extend: Callable[[Any, ServedEngine], None]) -> None:
+    async with _engine(arguments) as engine:
+        tasks = await engine.get_supported_tasks()
+        app = compat.build_app(arguments, tasks, engine.model_config)
+        await compat.init_app_state(engine, app.state, arguments, tasks)
+        extend(app, ServedEngine(engine))
+        shutdown = await compat.serve_http(
+            app, sock=sock, enable_ssl_refresh=arguments.enable_ssl_refresh, **_uvicorn_options(arguments)
+        )
+    # A server that was told to end leaves its last steps to us; one that ends by itself has lost its engine.
+    by_itself = shutdown.__name__ != "shutdown"
+    await shutdown
+    if by_itself:
+        raise EngineError("the vLLM engine died: its log says why")
+
+
+@asynccontextmanager
+async def _engine(arguments: Namespace) -> AsyncIterator[Any]:
+    """vLLM's AsyncLLM; its processes end with the context."""
+    async with AsyncExitStack() as stack:
+        try:
+            engine = await stack.enter_async_context(compat.build_async_engine_client(arguments))
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise EngineError(f"the vLLM engine did not start: {reason[:500]}") from error
+        yield engine
+
+
+def _uvicorn_options(arguments: Namespace) -> dict[str, Any]:
+    """What vLLM hands to uvicorn."""
+    options = {
+        "host": arguments.host,
+        "port": arguments.port,
+        "log_level": arguments.uvicorn_log_level,
+        "access_log": not arguments.disable_uvicorn_access_log,
+        "timeout_keep_alive": compat.keep_alive_timeout,
+    }
+    same = (
+        *("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"),
+        *("h11_max_incomplete_event_size", "h11_max_header_count"),
+    )
+    options |= {name: getattr(arguments, name) for name in same}
+    if (log_config := compat.get_uvicorn_log_config(arguments)) is not None:
+        options["log_config"] = log_config
+    return options

@@ -1,0 +1,85 @@
+"""`tuco serve`: what is put on top of vLLM's own server, and its start.
+
+Guarded by ``--api-key``, like all of vLLM's under /v1: /v1/tuco/score. Open: /tuco, the page, which asks for
+the key and holds no secret; and what vLLM leaves open (/health, /metrics, /version, /ping, /docs, ...).
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+
+from tuco_vllm.config import ModelPair, resolve_pair
+from tuco_vllm.prompts import PromptEncoder, load_tokenizer
+from tuco_vllm.server import page, score
+from tuco_vllm.server.middleware import TucoMiddleware
+from tuco_vllm.server.score import ScoreService
+
+
+def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
+    """Serve a pair until SIGINT or SIGTERM; ``flags`` are vLLM's, for its own server.
+
+    Raises InputError for models and flags that cannot work, EngineError when vLLM does not start or dies.
+    """
+    trust = any(flag.replace("_", "-") == "--trust-remote-code" for flag in flags)
+    pair = resolve_pair(pt, ft, trust_remote_code=trust)
+    tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=trust)
+
+    # Only now: vLLM takes seconds to import, and what can be refused without it has been.
+    from tuco_vllm.engine import serving
+
+    arguments = serving.parse_arguments(pair, flags, max_alpha)
+    if arguments.chat_template is not None:
+        tokenizer.chat_template = serving.read_chat_template(arguments.chat_template)
+    encoder = PromptEncoder(tokenizer)
+
+    def extend(app: FastAPI, engine: serving.ServedEngine) -> None:
+        encoder.max_model_len = engine.max_model_len - 1  # vLLM wants room for one token
+        install(
+            app,
+            pair,
+            ScoreService(engine, encoder, list(arguments.served_model_name)),
+            max_alpha=max_alpha,
+            force_usage=arguments.enable_force_include_usage,
+            fingerprint=app.state.openai_serving_completion.system_fingerprint,
+        )
+        scheme = "https" if arguments.ssl_keyfile else "http"
+        where = arguments.uds or f"{scheme}://{arguments.host}:{arguments.port}, a page at /tuco"
+        print(f"tuco: serving {arguments.served_model_name[0]} at {where}", file=sys.stderr, flush=True)
+
+    serving.serve(arguments, extend)
+
+
+def install(
+    app: FastAPI,
+    pair: ModelPair,
+    service: ScoreService,
+    *,
+    max_alpha: float,
+    force_usage: bool = False,
+    fingerprint: str | None = None,
+) -> None:
+    """Add alpha, tuco, our routes and the pair's names to vLLM's app; arguments are ``TucoMiddleware``'s."""
+    # Innermost: behind vLLM's check of the API key. vLLM has built its layers already: they are built again.
+    app.user_middleware.append(
+        Middleware(TucoMiddleware, max_alpha=max_alpha, force_usage=force_usage, fingerprint=fingerprint)
+    )
+    app.middleware_stack = None
+    app.state.tuco = service
+    app.include_router(score.router)
+    app.include_router(page.router)
+    names = {"pt": pair.pt.name, "ft": pair.ft.name, "max_alpha": max_alpha}
+
+    async def models(request: Request) -> JSONResponse:
+        """vLLM's list of models; each entry says which pair it is."""
+        listed: Any = await request.app.state.openai_serving_models.show_available_models()
+        content = listed.model_dump()
+        for entry in content["data"]:
+            entry["tuco"] = names
+        return JSONResponse(content)
+
+    app.router.routes.insert(0, APIRoute("/v1/models", models, methods=["GET"]))
