@@ -140,6 +140,7 @@ _SERVER_SIDE = {
     "init_app_state": "vllm.entrypoints.launchers.api_server.app_state.init_app_state",
     "serve_http": "vllm.entrypoints.launchers.launcher.serve_http",
     "load_chat_template": "vllm.renderers.chat_utils.load_chat_template",
+    "kill_process_tree": "vllm.utils.system_utils.kill_process_tree",
     "keep_alive_timeout": "vllm.envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
 }
 """vLLM's HTTP server, imported on first use: FastAPI and all routes, which only `tuco serve` needs."""

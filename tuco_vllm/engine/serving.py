@@ -4,6 +4,7 @@ The steps are those of vLLM's own ``run_server``, which has no place where an ap
 command is no way in either: with the CPU wheel it does not start.
 """
 
+import multiprocessing
 import os
 import signal
 from argparse import Namespace
@@ -27,6 +28,8 @@ _OURS = (
     *("config_format", "scheduler_cls", "worker_cls", "headless", "api_server_count", "grpc"),
 )
 """Flags whose values are ours."""
+
+_INTERRUPTED = 130
 
 _PLUGIN = "tuco"
 """Our entry point's name among ``vllm.general_plugins``."""
@@ -95,12 +98,8 @@ def serve(arguments: Namespace, extend: Callable[[Any, ServedEngine], None]) -> 
 
     Raises InputError if the address is taken, EngineError if the engine does not start, or dies.
     """
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)  # an engine's start too; later vLLM's server has handlers of its own
+        signal.signal(number, _stop_starting)  # once it serves, vLLM's server has handlers of its own
     try:
         _, sock = compat.setup_server(arguments, reuse_port=False)
     except OSError as error:
@@ -108,6 +107,13 @@ def serve(arguments: Namespace, extend: Callable[[Any, ServedEngine], None]) -> 
         raise InputError(f"cannot listen at {where} ({error.strerror}): choose another --port") from error
     with sock:
         uvloop.run(_serve(arguments, sock, extend))
+
+
+def _stop_starting(*_: object) -> NoReturn:
+    """End at once, engine included. An exception would not do: ZeroMQ's poll, where a start waits, drops it."""
+    for child in multiprocessing.active_children():
+        compat.kill_process_tree(child.pid)
+    os._exit(_INTERRUPTED)
 
 
 async def _serve(arguments: Namespace, sock: Any, extend: Callable[[Any, ServedEngine], None]) -> None:
