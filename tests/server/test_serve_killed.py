@@ -1,9 +1,12 @@
 """How a server ends. The shared one is killed here, so this file comes last."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import httpx
+import psutil
 import pytest
 from server.served import Server
 
@@ -25,6 +28,41 @@ def test_a_dead_engine_is_unhealthy_and_ends_the_server(server):
         assert 503 in seen
         assert server.process.wait(30) == 3
     assert "the vLLM engine died" in server.log.read_text()
+
+
+STARTING = """
+import multiprocessing, time, zmq
+from tuco_vllm.engine import serving
+
+def engine():
+    time.sleep(600)
+
+def start(*_, **__):
+    child = multiprocessing.get_context("spawn").Process(target=engine)
+    child.start()
+    print(child.pid, flush=True)
+    with zmq.Context() as context, context.socket(zmq.PULL) as sock:
+        sock.bind("inproc://never")
+        while not sock.poll(600_000):
+            pass
+
+if __name__ == "__main__":
+    serving.compat.setup_server = start
+    serving.serve(None, None)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_start_and_its_engine(tmp_path, number):
+    """Without an engine: a child process, and the poll that waits for it."""
+    script = tmp_path / "start.py"
+    script.write_text(STARTING)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        child = psutil.Process(int(process.stdout.readline()))
+        time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait(20) == 130
+    child.wait(10)
 
 
 @pytest.mark.slow

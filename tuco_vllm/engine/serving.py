@@ -110,7 +110,7 @@ def serve(arguments: Namespace, extend: Callable[[Any, ServedEngine], None]) -> 
 
 
 def _stop_starting(*_: object) -> NoReturn:
-    """End at once, engine included. An exception would not do: ZeroMQ's poll, where a start waits, drops it."""
+    """End at once, engine included. ZeroMQ's poll, where a start waits, drops exceptions."""
     for child in multiprocessing.active_children():
         compat.kill_process_tree(child.pid)
     os._exit(_INTERRUPTED)
