@@ -1,5 +1,6 @@
 """The Python way in: ``TucoLLM(pt=..., ft=...)``, then ``.score(prompts)`` or ``.generate(prompts, ...)``."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,13 +47,14 @@ class TucoLLM:
     ) -> None:
         if task not in ("score", "generate"):
             raise InputError(f'task must be "score" or "generate", not {task!r}')
+        if not 1.0 <= max_alpha < math.inf:
+            raise InputError(f"max_alpha must be a finite number from 1 up, not {max_alpha}")
         trust_remote_code = bool(engine_args.get("trust_remote_code", False))
         self.pair = resolve_pair(pt, ft, trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(self.pair.ft.directory, trust_remote_code=trust_remote_code)
         self._encoder = PromptEncoder(
             self.tokenizer, chat_template=chat_template, system_prompt=system_prompt, on_long=on_long
         )
-
         self.max_alpha = max_alpha
 
         # Only now: vLLM takes seconds to import, and everything that can be refused has been.
@@ -65,12 +67,13 @@ class TucoLLM:
 
             self._engine = Generator(self.pair, max_alpha=self.max_alpha, **engine_args)
         self.task = task
-        self._encoder.max_model_len = self._engine.max_model_len
+        # A completion has a token at least, so a generating engine takes a prompt of one less.
+        self._encoder.max_model_len = self._engine.max_model_len - (task == "generate")
         self.vllm_version: str = VLLM_VERSION
 
     @property
     def max_model_len(self) -> int:
-        """Longest prompt in tokens."""
+        """Most tokens of a prompt, together with what completes it."""
         return self._engine.max_model_len
 
     @property

@@ -73,6 +73,7 @@ def children() -> int:
         ("runner", "generate", "runner"),
         ("no_such_argument", 1, "no_such_argument"),
         ("task", "classify", "task"),
+        ("max_alpha", float("nan"), "max_alpha"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_at_once(argument, value, says, pair_dirs) -> None:

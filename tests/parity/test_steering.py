@@ -7,6 +7,7 @@ import tolerances
 from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
+from tuco_vllm.prompts import PromptError
 
 ENGINE = {
     "dtype": "float32",
@@ -136,6 +137,14 @@ def test_bad_alpha_is_refused_before_anything_runs(served, alpha) -> None:
 
     with pytest.raises(InputError, match="alpha"):
         llm.generate(["a", "b"], GREEDY, alpha if isinstance(alpha, list) else [1.0, alpha])
+
+
+def test_prompts_may_be_as_long_as_leaves_room_for_a_token(served) -> None:
+    _, llm = served
+    longest = [5] * (tiny_models.MAX_LEN - 1)
+    assert len(only(llm.generate([longest], GREEDY))[0].token_ids) == 1
+    with pytest.raises(PromptError, match="prompt 1: "):
+        llm.generate([longest, [*longest, 5]], GREEDY)
 
 
 def test_a_bad_alpha_behind_our_back_fails_its_request_only(served) -> None:
