@@ -25,9 +25,24 @@ def pretend_triton_has_a_cpu_backend() -> None:
     """Must run before vllm is imported: vLLM decides then whether there is Triton."""
     import triton.backends
     import triton.runtime.interpreter as interpreter
+    from triton.backends.compiler import GPUTarget
 
-    driver = type("ActiveDriver", (), {"is_active": staticmethod(lambda: True)})
-    triton.backends.backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
+    class Driver:
+        is_active = staticmethod(lambda: True)
+        get_current_target = staticmethod(lambda: GPUTarget("cpu", 0, 0))
+
+    class Compiler:
+        """All that torch.compile asks of one before it generates C++ for a CPU: a name for its cache key."""
+
+        supports_target = staticmethod(lambda target: target.backend == "cpu")
+
+        def __init__(self, target: Any) -> None:
+            pass
+
+        def hash(self) -> str:
+            return "none"
+
+    triton.backends.backends["cpu"] = SimpleNamespace(driver=Driver, compiler=Compiler)
     # vLLM's kernels mask with integers; the interpreter takes booleans only.
     builder = interpreter.InterpreterBuilder
     builder.create_masked_load = with_bool_mask(builder.create_masked_load, 1)

@@ -1,7 +1,8 @@
 """What must hold whatever the weights: a model with itself, and engines that leave nothing behind."""
 
-import subprocess
+from contextlib import suppress
 
+import psutil
 import pytest
 import tiny_models
 import tolerances
@@ -61,9 +62,12 @@ def test_python_api(pair_dirs) -> None:
 
 
 def children() -> int:
-    """Engine processes of this test session."""
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return sum("VLLM::" in line for line in listing.splitlines())
+    """Engine processes of this test session, and of no other on the machine."""
+    count = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            count += any("VLLM::" in part for part in process.cmdline())
+    return count
 
 
 @pytest.mark.parametrize(

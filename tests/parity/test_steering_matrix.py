@@ -81,8 +81,8 @@ def test_two_ranks(pair_dirs) -> None:
         assert_all_true(pair, prompts, alphas, llm.generate(prompts, GREEDY, alphas))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_runner_v2(name, pair_dirs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "compiled"), [("llama", False), ("qwen3", True)], ids=["eager", "compiled"])
+def test_runner_v2(name, compiled, pair_dirs, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton's interpreter runs V2's kernels")
     pair = pair_dirs(name, "float32")
     prompts, alphas = steered.requests(14, longest=40)
@@ -90,7 +90,12 @@ def test_runner_v2(name, pair_dirs, tmp_path: Path) -> None:
     spec = {
         "pt": pair[0],
         "ft": pair[1],
-        "engine_args": {**ENGINE, "enforce_eager": True, "max_num_batched_tokens": 48, "max_num_seqs": 8},
+        "engine_args": {
+            **ENGINE,
+            "enforce_eager": not compiled,
+            "max_num_batched_tokens": 48,
+            "max_num_seqs": 8,
+        },
         "generate": {"prompts": prompts, "alphas": alphas, "max_tokens": 5},
         "out": str(tmp_path / "out.pt"),
     }
