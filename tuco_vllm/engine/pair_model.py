@@ -106,12 +106,12 @@ class TucoForCausalLM(nn.Module):
             )
         self._scores: Tensor | None = None
 
-    @staticmethod
-    def get_model_state_cls() -> type[Any]:
-        """Runner V2's way to a model's own state."""
+    def get_model_state_cls(self) -> type[Any]:
+        """Runner V2's way to a model's own state: ours where requests steer."""
+        from tuco_vllm.engine.compat import DefaultModelState
         from tuco_vllm.engine.steering_v2 import SteeringModelState
 
-        return SteeringModelState
+        return DefaultModelState if self.scores_prompts else SteeringModelState
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """FT's embeddings, the x_0 of both models."""
