@@ -63,8 +63,8 @@ def main(spec_file: str) -> None:
     """SPEC: pt, ft, engine_args, out (the file for what comes back), and either
 
     rounds: lists of token-id prompts; out holds each round's norms; or
-    generate: prompts, an alpha for each (null: plain FT), max_tokens; out holds, for two rounds of them, each
-    request's (token ids, norms or None).
+    generate: prompts, an alpha for each (null: plain FT), max_tokens, whether it preempts; out holds, for two
+    rounds of them, each request's (token ids, norms or None).
     """
     pretend_triton_has_a_cpu_backend()
     import torch
@@ -105,6 +105,9 @@ def generate(spec: dict[str, Any]) -> Any:
         for place, alpha in enumerate(asked["alphas"])
     ]
     rounds = [engine.generate(prompts, params, use_tqdm=False) for _ in range(2)]
+    if asked.get("preempts"):
+        preemptions = [m.value for m in engine.get_metrics() if m.name == "vllm:num_preemptions"]
+        assert sum(preemptions) > 0, "nothing was preempted: this test tested nothing"
     return [[(list(o.outputs[0].token_ids), o.outputs[0].routed_experts) for o in outs] for outs in rounds]
 
 

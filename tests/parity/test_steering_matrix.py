@@ -81,22 +81,36 @@ def test_two_ranks(pair_dirs) -> None:
         assert_all_true(pair, prompts, alphas, llm.generate(prompts, GREEDY, alphas))
 
 
-@pytest.mark.parametrize(("name", "compiled"), [("llama", False), ("qwen3", True)], ids=["eager", "compiled"])
-def test_runner_v2(name, compiled, pair_dirs, tmp_path: Path) -> None:
+SCARCE = {
+    "block_size": 32,
+    "num_gpu_blocks_override": 10,
+    "max_model_len": 128,
+    "disable_log_stats": False,
+}
+"""A cache in which requests that decode side by side run out of blocks."""
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled", "cache"),
+    [("llama", False, {}), ("qwen3", True, {}), ("llama_mha", False, SCARCE)],
+    ids=["eager", "compiled", "preempted"],
+)
+def test_runner_v2(name, compiled, cache, pair_dirs, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton's interpreter runs V2's kernels")
     pair = pair_dirs(name, "float32")
-    prompts, alphas = steered.requests(14, longest=40)
+    prompts, alphas = steered.requests(14, longest=60 if cache else 40)
     alphas[3] = alphas[8] = None  # plain: neither steered nor scored
+    engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 48, "max_num_seqs": 8}
     spec = {
         "pt": pair[0],
         "ft": pair[1],
-        "engine_args": {
-            **ENGINE,
-            "enforce_eager": not compiled,
-            "max_num_batched_tokens": 48,
-            "max_num_seqs": 8,
+        "engine_args": {**ENGINE, **engine_args, **cache},
+        "generate": {
+            "prompts": prompts,
+            "alphas": alphas,
+            "max_tokens": 24 if cache else 5,
+            "preempts": bool(cache),
         },
-        "generate": {"prompts": prompts, "alphas": alphas, "max_tokens": 5},
         "out": str(tmp_path / "out.pt"),
     }
     (tmp_path / "spec.json").write_text(json.dumps(spec))
