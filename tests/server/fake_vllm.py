@@ -1,11 +1,14 @@
 """vLLM's completion routes as an ASGI app of a few lines: it answers with what it got, and feeds scores."""
 
+import asyncio
 import json
 from typing import Any
 
+import httpx
 import numpy as np
 
 from tuco_vllm.engine.score_feed import RECEIVER
+from tuco_vllm.server.middleware import TucoMiddleware
 
 LAYERS = 3
 
@@ -108,3 +111,15 @@ class FakeVllm:
             await event(f"data: {json.dumps(last)}\n\n")
         await event("data: [DONE]\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def post(app, body, path="/v1/completions", **options):
+    """One request through the middleware; ``body`` as JSON, NaN and infinity in Python's spelling."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    async def go():
+        transport = httpx.ASGITransport(TucoMiddleware(app, max_alpha=2.0, **options))
+        async with httpx.AsyncClient(transport=transport, base_url="http://tuco") as client:
+            return await client.post(path, content=content)
+
+    return asyncio.run(go())

@@ -1,4 +1,4 @@
-"""alpha and tuco around a fake vLLM: what it is handed, what comes back, and what must not be touched."""
+"""Answers on their way back through the middleware, around a fake vLLM: whole, streamed, abandoned."""
 
 import asyncio
 import gc
@@ -7,27 +7,11 @@ import weakref
 
 import httpx
 import pytest
-from server.fake_vllm import FakeVllm, rows, tuco
+from server.fake_vllm import FakeVllm, post, rows, tuco
 
 from tuco_vllm.engine.score_feed import RECEIVER, ResponseScores
 from tuco_vllm.server import metrics
-from tuco_vllm.server.middleware import GENERATING, STEERABLE, TucoMiddleware
-
-NAN, INFINITY = float("nan"), float("inf")
-BAD_ALPHAS = [NAN, INFINITY, -INFINITY, -0.5, -1e-9, 2.0001, 3, 10**400, "0.5", "", True, False, [1.0], {}]
-BAD_TUCOS = ["layer", "true", "", 1, 0, 1.0, [True], {"layers": True}]
-
-
-def post(app, body, path="/v1/completions", **options):
-    """One request through the middleware; ``body`` as JSON, NaN and infinity in Python's spelling."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-
-    async def go():
-        transport = httpx.ASGITransport(TucoMiddleware(app, max_alpha=2.0, **options))
-        async with httpx.AsyncClient(transport=transport, base_url="http://tuco") as client:
-            return await client.post(path, content=content)
-
-    return asyncio.run(go())
+from tuco_vllm.server.middleware import TucoMiddleware
 
 
 def events(answer):
@@ -40,129 +24,6 @@ def events(answer):
 def chunks(answer, choice=0):
     listed = [e for e in events(answer) if isinstance(e, dict)]
     return [c for e in listed for c in e.get("choices", ()) if c["index"] == choice]
-
-
-# What vLLM is handed.
-
-
-@pytest.mark.parametrize("path", STEERABLE)
-@pytest.mark.parametrize(
-    ("fields", "handed"),
-    [
-        ({"alpha": 0.5}, {"alpha": 0.5}),
-        ({"alpha": 0}, {"alpha": 0.0}),
-        ({"alpha": 1, "tuco": True}, {"alpha": 1.0, "tuco": "layers"}),
-        ({"tuco": "layers"}, {"alpha": 1.0, "tuco": "layers"}),
-        ({"vllm_xargs": {"alpha": 1.5, "other": 7}}, {"alpha": 1.5, "other": 7}),
-        ({"alpha": 1.5, "vllm_xargs": {"alpha": 1.5}}, {"alpha": 1.5}),
-        ({"vllm_xargs": {"tuco": True}}, {"alpha": 1.0, "tuco": "layers"}),
-        ({"alpha": None, "tuco": "layers", "vllm_xargs": None}, {"alpha": 1.0, "tuco": "layers"}),
-        ({"alpha": 1.0}, None),
-        ({"vllm_xargs": {"alpha": 1, "other": 7}}, {"other": 7}),
-        ({"alpha": 1, "tuco": False}, None),
-        ({"alpha": None, "tuco": None}, None),
-    ],
-)
-def test_wishes_reach_vllm_in_its_own_field(path, fields, handed):
-    app = FakeVllm()
-    assert post(app, {"prompt": "p", **fields}, path).status_code == 200
-    request = app.requests[0]
-    assert request.get("vllm_xargs") == handed
-    assert {"alpha", "tuco"}.isdisjoint(request)
-    assert request["prompt"] == "p"
-    if handed and "alpha" in handed:
-        assert type(handed["alpha"]) is type(request["vllm_xargs"]["alpha"])
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"prompt":   "p", "temperature": NaN}',
-        b'{"prompt": "the \\"alpha\\" and the omega"}',
-        b'{"prompt": "caf\\u00e9", "n": 1}',
-        b'{"messages": [{"alpha": 3}], "vllm_xargs": {"k": "v"}}',
-    ],
-)
-def test_other_requests_go_through_byte_by_byte(body):
-    app = FakeVllm()
-    answer = post(app, body)
-    assert app.bodies == [body]
-    assert app.receivers == [None]
-    assert "tuco" not in answer.text
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b'{"\\u0061lpha": 0.5}', json.dumps({"alpha": 0.5}).encode("utf-16"), b'{"alpha": 9, "alpha": 0.5}'],
-)
-def test_however_the_name_is_spelt(body):
-    app = FakeVllm()
-    post(app, body)
-    assert app.requests[0]["vllm_xargs"] == {"alpha": 0.5}
-
-
-@pytest.mark.parametrize("body", [b'{"alpha": ', b'["alpha", 3]', b'{"alpha": 1} "tuco"', b'"alpha"'])
-def test_what_is_no_json_object_is_left_to_vllm(body):
-    app = FakeVllm()
-    with pytest.raises((ValueError, AttributeError)):  # the fake does not take it
-        post(app, body)
-    assert app.bodies == [body]
-
-
-# Refusals.
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize(
-    ("field", "value"), [*(("alpha", v) for v in BAD_ALPHAS), *(("tuco", v) for v in BAD_TUCOS)]
-)
-def test_bad_values_are_refused_by_name(field, value, nested, stream):
-    app = FakeVllm()
-    body = {"prompt": "p", "stream": stream} | ({"vllm_xargs": {field: value}} if nested else {field: value})
-    answer = post(app, body)
-    error = answer.json()["error"]
-    assert answer.status_code == error["code"] == 400
-    assert (error["type"], error["param"]) == ("BadRequestError", field)
-    assert field in error["message"]
-    assert len(error["message"]) < 200
-    assert not app.bodies
-
-
-def test_a_number_beyond_all_floats_is_refused():
-    assert post(FakeVllm(), b'{"alpha": 1e999}').json()["error"]["param"] == "alpha"
-    assert post(FakeVllm(), b'{"alpha": ' + b"[" * 10**5 + b"]" * 10**5 + b"}").status_code == 400
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"alpha": 0.5, "vllm_xargs": {"alpha": 0.6}}, "alpha"),
-        ({"tuco": True, "vllm_xargs": {"tuco": "layers"}}, "tuco"),
-        ({"alpha": 0.5, "vllm_xargs": 5}, "vllm_xargs"),
-        ({"alpha": 0.5, "use_beam_search": True}, "use_beam_search"),
-        ({"tuco": True, "use_beam_search": True}, "use_beam_search"),
-    ],
-)
-def test_contradictions_are_refused(body, param):
-    app = FakeVllm()
-    assert post(app, body).json()["error"]["param"] == param
-    assert not app.bodies
-    assert post(app, {"alpha": 1.0, "use_beam_search": True}).status_code == 200
-
-
-@pytest.mark.parametrize("path", GENERATING)
-def test_routes_that_cannot_steer_say_so(path):
-    app = FakeVllm()
-    for body in ({"alpha": 0.5}, {"tuco": True}, {"vllm_xargs": {"alpha": NAN}}):
-        assert post(app, body, path).status_code == 400
-    assert not app.bodies
-    plain = b'{"prompt":  "p"}'
-    assert post(app, plain, path).status_code == 200
-    assert app.bodies == [plain]
-
-
-# What comes back.
 
 
 def test_an_answer_has_the_scores_of_each_choice():

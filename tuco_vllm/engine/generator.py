@@ -13,11 +13,11 @@ from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.arguments import pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
+from tuco_vllm.engine.score_feed import tuco_of_rows
 from tuco_vllm.errors import EngineError
-from tuco_vllm.metrics import fraction
 from tuco_vllm.steering import ALPHA, TUCO, Steering
 
-__all__ = ["Generator", "RequestOutput", "SamplingParams", "attach_scores", "tuco_of", "with_steering"]
+__all__ = ["Generator", "RequestOutput", "SamplingParams", "attach_scores", "with_steering"]
 
 Key = TypeVar("Key")
 
@@ -98,11 +98,4 @@ def attach_scores(completion: CompletionOutput) -> None:
     norms: NDArray[np.float32] | None = completion.routed_experts
     completion.routed_experts = None
     completion.tuco_norms = norms
-    completion.tuco = tuco_of(norms)
-
-
-def tuco_of(norms: NDArray[np.float32] | None) -> list[float] | None:
-    """TuCo (paper Def. 4.3) of each row of ``[n, L, 4]``."""
-    if norms is None:
-        return None
-    return [fraction(float(ftc), float(ptc)) for ptc, ftc in norms[:, -1, 2:]]
+    completion.tuco = None if norms is None else tuco_of_rows(norms)

@@ -14,9 +14,6 @@ from tuco_vllm.engine.score_columns import rows_of_request, split_scores
 from tuco_vllm.errors import InputError
 from tuco_vllm.steering import MAX_ALPHA, PLAIN, Steering, steering_of
 
-SCHEDULER = f"{__name__}.steering_scheduler"
-"""What ``scheduler_cls`` is set to."""
-
 
 class _Steering:
     """Mixed into vLLM's schedulers, whichever runs."""
