@@ -12,6 +12,7 @@ from tuco_vllm.prompts import PromptError
 ENGINE = {
     "dtype": "float32",
     "max_model_len": tiny_models.MAX_LEN,
+    "block_size": 32,  # the default of 128 would cache none of these prompts
     "kv_cache_memory_bytes": 256 << 20,
     "max_num_batched_tokens": 96,  # prompts arrive in chunks, beside requests that decode
     "max_num_seqs": 64,
