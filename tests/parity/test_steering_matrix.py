@@ -17,6 +17,7 @@ from tuco_vllm import TucoLLM
 ENGINE = {
     "dtype": "float32",
     "max_model_len": tiny_models.MAX_LEN,
+    "block_size": 32,  # the default of 128 would cache none of these prompts
     "kv_cache_memory_bytes": 64 << 20,
     "seed": 0,
 }
@@ -41,7 +42,6 @@ def test_preempted(pair_dirs) -> None:
         *pair,
         task="generate",
         enforce_eager=True,
-        block_size=32,
         num_gpu_blocks_override=14,
         max_num_seqs=8,
         **{**ENGINE, "disable_log_stats": False},
@@ -82,7 +82,6 @@ def test_two_ranks(pair_dirs) -> None:
 
 
 SCARCE = {
-    "block_size": 32,
     "num_gpu_blocks_override": 10,
     "max_model_len": 128,
     "disable_log_stats": False,
