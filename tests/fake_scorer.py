@@ -1,15 +1,20 @@
-"""A TucoLLM without an engine: scores are a function of the token ids, so any loss or swap of rows shows."""
+"""An engine without a model: scores are a function of the token ids, so any loss or swap of rows shows."""
 
 import hashlib
 from collections import deque
 from pathlib import Path
 
+import torch
 from fake_checkpoint import write_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tuco_vllm.corpus.board import EngineFacts
+from tuco_vllm.corpus.chunks import ScoredChunk
+from tuco_vllm.corpus.feeder import Feeder
+from tuco_vllm.corpus.stages import scored, tokenised
 from tuco_vllm.errors import EngineError
-from tuco_vllm.prompts import load_tokenizer
+from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.records import TucoScore
 
 LAYERS = 3
@@ -47,49 +52,97 @@ def write_pair(directory: Path, **tokenizer) -> tuple[Path, Path]:
     return pt, ft
 
 
-def fake_score(token_ids: list[int]) -> TucoScore:
+def fake_norms(token_ids: list[int]) -> list[list[float]]:
     digest = hashlib.sha256(repr(token_ids).encode()).digest()
-    norms = [[1.0 + digest[4 * layer + column] for column in range(4)] for layer in range(LAYERS)]
-    return TucoScore.from_norms(norms, len(token_ids))
+    return [[1.0 + digest[4 * layer + column] for column in range(4)] for layer in range(LAYERS)]
 
 
-class FakeLLM:
-    """Has what the corpus driver uses of TucoLLM. Keeps ``window`` items in flight, as an engine does."""
+def fake_score(token_ids: list[int]) -> TucoScore:
+    return TucoScore.from_norms(fake_norms(token_ids), len(token_ids))
+
+
+def make_encoder(ft: Path, **options) -> PromptEncoder:
+    return PromptEncoder(load_tokenizer(ft), **options)
+
+
+class FakeScorer:
+    """Has what a pipeline uses of an engine: takes any number of prompts, finishes up to ``window`` a step.
+
+    Once it has scored ``dies_after`` prompts it is dead.
+    """
 
     vllm_version = "0.0.fake"
     dtype = "float32"
     num_layers = LAYERS
-    started = 0
-    """How many were made."""
 
-    def __init__(self, pt, ft, *, max_model_len=64, window=16, dies_after=None, **engine_args):
-        type(self).started += 1
-        self.tokenizer = load_tokenizer(Path(ft))
+    def __init__(self, place=0, engines=1, *, max_model_len=64, window=4, dies_after=None):
         self.max_model_len = max_model_len
-        self.engine_args = engine_args
-        self.closed = False
         self.scored = 0
+        self._queue = deque()
+        self._names = 0
         self._window, self._dies_after = window, dies_after
 
-    def score_stream(self, items):
-        in_flight = deque()
-        for key, ids in items:
-            in_flight.append((key, ids))
-            if len(in_flight) == self._window:
-                yield self._next(in_flight)
-        while in_flight:
-            yield self._next(in_flight)
+    def submit(self, token_ids):
+        assert 0 < len(token_ids) <= self.max_model_len
+        self._names += 1
+        self._queue.append((str(self._names), token_ids))
+        return str(self._names)
 
-    def _next(self, in_flight):
-        if self.scored == self._dies_after:
+    def step(self):
+        if self._dies_after is not None and self.scored + self._window > self._dies_after:
             raise EngineError("the engine died")
-        key, ids = in_flight.popleft()
-        assert 0 < len(ids) <= self.max_model_len
-        self.scored += 1
-        return key, fake_score(ids)
+        now = [self._queue.popleft() for _ in range(min(self._window, len(self._queue)))]
+        self.scored += len(now)
+        return [(name, torch.tensor(fake_norms(ids))) for name, ids in now]
+
+    def close(self):
+        pass
+
+
+class LocalPipeline:
+    """The stages of a job in this process, around one FakeScorer that is not replaced when it dies."""
+
+    opened = 0
+    """How many there have been."""
+
+    def __init__(self, job, ft, **scorer):
+        self._job, self._ft = job, ft
+        self.closed = False
+        self._scorer = FakeScorer(**scorer)
+        self._starts = iter([self._scorer])
 
     def __enter__(self):
+        type(self).opened += 1
+        self.tokenizer = load_tokenizer(Path(self._ft))
+        self._feeder = Feeder(self._start)
         return self
+
+    def _start(self):
+        engine = next(self._starts, None)
+        if engine is None:
+            raise EngineError("the engine died")
+        return engine
 
     def __exit__(self, *_):
         self.closed = True
+        self._feeder.close()
+
+    @property
+    def rows_scored(self):
+        return self._scorer.scored
+
+    def scored(self, source):
+        encoder = self._job.encoder(self.tokenizer)
+        encoder.max_model_len = self._scorer.max_model_len
+        first, columns = source.skip, {"layers": self._job.layers, "prompt": self._job.prompt}
+        for chunk in source.chunks():
+            table = scored(tokenised(chunk, encoder), self._feeder, **columns)
+            yield ScoredChunk(first, table, 0, "here:1", 1, self._feeder.busy_seconds, 0.001)
+            first += chunk.num_rows
+
+    def facts(self):
+        engine = self._scorer
+        return EngineFacts(engine.dtype, engine.max_model_len, engine.num_layers, engine.vllm_version, "0")
+
+    def engine_states(self):
+        return {0: "ready"}

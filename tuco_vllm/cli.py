@@ -17,7 +17,7 @@ from tuco_vllm.errors import InputError, TucoError
 from tuco_vllm.steering import MAX_ALPHA
 
 if TYPE_CHECKING:
-    from tuco_vllm.api import TucoLLM
+    from tuco_vllm.corpus.pipeline import Pipeline
     from tuco_vllm.corpus.run import ScoreJob
 
 _INTERRUPTED = 130
@@ -71,8 +71,6 @@ def _say_error(message: str, debug: bool) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    if arguments.engines > 1 or arguments.ray_address is not None:
-        raise InputError("several engines need the Ray pipeline, which is not built yet: leave out --engines")
     from tuco_vllm.analysis.tables import print_summary
     from tuco_vllm.config import resolve_pair
     from tuco_vllm.corpus.run import score_corpus
@@ -80,16 +78,21 @@ def _score(arguments: argparse.Namespace) -> int:
     job = _score_job(arguments)
     pair = resolve_pair(arguments.pt, arguments.ft, trust_remote_code=arguments.trust_remote_code)
 
-    def start_engine() -> "TucoLLM":
-        from tuco_vllm.api import TucoLLM
+    def open_pipeline() -> "Pipeline":
+        from tuco_vllm.corpus.cluster import Cluster
+        from tuco_vllm.corpus.pipeline import pipeline_of
 
-        print("tuco: starting the engine", file=sys.stderr, flush=True)
-        return TucoLLM(arguments.pt, arguments.ft, **_engine_arguments(arguments))
+        engines = "the engine" if arguments.engines == 1 else f"{arguments.engines} engines"
+        print(f"tuco: starting {engines}", file=sys.stderr, flush=True)
+        cluster = Cluster(
+            arguments.engines, arguments.tensor_parallel_size or 1, arguments.ray_address, arguments.debug
+        )
+        return pipeline_of(job, pair, cluster, _engine_arguments(arguments))
 
     # A plain kill would leave the engine's process behind; as an interruption it ends like Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        score_corpus(job, pair, start_engine)
+        score_corpus(job, pair, open_pipeline)
     except KeyboardInterrupt:
         print(f"tuco: interrupted; the same command goes on from what {job.out} holds", file=sys.stderr)
         raise
@@ -128,7 +131,6 @@ def _engine_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {
         "dtype": arguments.dtype,
         "max_model_len": arguments.max_model_len,
-        "tensor_parallel_size": arguments.tensor_parallel_size,
         "gpu_memory_utilization": arguments.gpu_memory_utilization,
         "enforce_eager": arguments.enforce_eager,
         "trust_remote_code": arguments.trust_remote_code,
@@ -210,9 +212,9 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add("--no-layers", action="store_true", help="leave out the per-layer norms")
     add("--no-prompt", action="store_true", help="leave out the prompts")
     add("--limit", type=_positive, metavar="ROWS", help="score only the first rows")
-    add("--engines", type=_positive, default=1, metavar="N")
-    add("--tensor-parallel-size", type=_positive, metavar="N")
-    add("--ray-address", metavar="ADDRESS")
+    add("--engines", type=_positive, default=1, metavar="N", help="engines side by side, on Ray")
+    add("--tensor-parallel-size", type=_positive, metavar="N", help="GPUs (or CPU ranks) of each engine")
+    add("--ray-address", metavar="ADDRESS", help="a Ray cluster; default: this machine, nothing to start")
     add("--rows-per-file", type=_positive, default=10_000, metavar="ROWS", help="default: %(default)s")
     add("--overwrite", action="store_true", help="start anew: remove an earlier run's files in --out")
     add("--strict", action="store_true", help="exit with 1 if any row has an error")

@@ -1,10 +1,10 @@
 """The one interchange: what goes into a scoring run, what comes out, and how it lies in Parquet.
 
-source row --(corpus)--> Prompt --(api, engine)--> TucoScore --(corpus)--> a row of part-*.parquet
+source row --(corpus)--> prompt --(api, engine)--> TucoScore --(corpus)--> a row of part-*.parquet
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -56,21 +56,6 @@ class TucoScore:
             cum_ftc_norms=cum_ftc,
             num_prompt_tokens=num_prompt_tokens,
         )
-
-
-@dataclass(slots=True)
-class ScoredRow:
-    """One output row: a source row with its score or its error (exactly one of the two is set)."""
-
-    id: str
-    prompt: str | None
-    prompt_tokens: int | None
-    score: TucoScore | None
-    error: str | None
-    extra: dict[str, Any] = field(default_factory=dict)
-    """The input's other columns, unchanged, by their names in the input."""
-    templated: bool = False
-    """Whether a chat template made the prompt."""
 
 
 SCALARS = ("tuco", "preco", "ptc_norm", "ftc_norm", "beta_max")

@@ -1,9 +1,10 @@
 import json
 
 import pytest
-from fake_scorer import FakeLLM, write_pair
+from fake_scorer import LocalPipeline, write_pair
 
 from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus import chunks
 from tuco_vllm.corpus.run import ScoreJob, score_corpus
 
 
@@ -13,20 +14,25 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def score(models, tmp_path):
-    """Score a corpus into ``out`` of the test's folder; options are ScoreJob's and, in ``llm``, FakeLLM's."""
+def score(models, tmp_path, monkeypatch):
+    """Score a corpus into ``out`` of the test's folder, in chunks of 4 rows; returns the pipeline, if any.
+
+    Options are ScoreJob's and, in ``engine``, FakeScorer's.
+    """
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 4)
     pair = resolve_pair(*models)
 
-    def call(*inputs, out="out", llm=None, **options):
+    def call(*inputs, out="out", engine=None, **options):
         made = []
 
-        def start():
-            made.append(FakeLLM(*models, **(llm or {})))
+        job = ScoreJob(tuple(map(str, inputs)), tmp_path / out, **options)
+
+        def open_pipeline():
+            made.append(LocalPipeline(job, pair.ft.directory, **(engine or {})))
             return made[-1]
 
-        job = ScoreJob(tuple(map(str, inputs)), tmp_path / out, **options)
         try:
-            score_corpus(job, pair, start)
+            score_corpus(job, pair, open_pipeline)
         finally:
             assert all(each.closed for each in made)
         return made[0] if made else None

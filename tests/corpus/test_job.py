@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from fake_scorer import FakeLLM, write_pair
+from fake_scorer import LocalPipeline, write_pair
 
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.corpus.columns import Columns
@@ -66,7 +66,7 @@ def test_other_models_are_another_job(score, corpus, models, tmp_path):
     other = write_pair(tmp_path / "other", template=None)
     job = ScoreJob((str(corpus),), tmp_path / "out")
     with pytest.raises(InputError, match="the FT model is another one"):
-        score_corpus(job, resolve_pair(*other), lambda: FakeLLM(*other))
+        score_corpus(job, resolve_pair(*other), lambda: LocalPipeline(job, other[1]))
 
 
 def test_overwrite_starts_anew_and_removes_only_what_a_run_made(score, corpus, tmp_path):
@@ -79,17 +79,12 @@ def test_overwrite_starts_anew_and_removes_only_what_a_run_made(score, corpus, t
     assert pq.read_table(tmp_path / "out/part-00000.parquet").num_rows == 25
 
 
-def test_overwrite_keeps_the_old_results_until_the_engine_stands(models, score, corpus, tmp_path):
+def test_overwrite_keeps_the_old_results_until_a_row_is_scored(score, corpus, tmp_path):
     score(corpus)
     before = read(tmp_path / "out")
 
-    def no_engine():
-        raise EngineError("no memory")
-
     with pytest.raises(EngineError):
-        score_corpus(
-            ScoreJob((str(corpus),), tmp_path / "out", overwrite=True), resolve_pair(*models), no_engine
-        )
+        score(corpus, overwrite=True, engine={"dies_after": 1})
     assert read(tmp_path / "out") == before
 
 
@@ -104,7 +99,7 @@ def test_results_that_no_run_wrote_are_never_touched(score, corpus, tmp_path, ov
 
 def test_a_missing_part_is_noticed(score, corpus, tmp_path):
     with pytest.raises(EngineError):
-        score(corpus, rows_per_file=5, llm={"dies_after": 20})
+        score(corpus, rows_per_file=5, engine={"dies_after": 20})
     (tmp_path / "out/part-00001.parquet").unlink()
     with pytest.raises(InputError, match=r"part-00001.parquet is missing: start anew with --overwrite"):
         score(corpus)
@@ -136,10 +131,10 @@ def test_a_read_only_directory_is_refused_before_the_engine_starts(score, corpus
 
     # Tests may run as root, whom no mode bits stop.
     monkeypatch.setattr(Path, "mkdir", read_only)
-    started = FakeLLM.started
+    started = LocalPipeline.opened
     with pytest.raises(InputError, match=r"cannot write to --out .*: Permission denied"):
         score(corpus)
-    assert FakeLLM.started == started
+    assert LocalPipeline.opened == started
 
 
 @pytest.mark.parametrize(
@@ -147,8 +142,8 @@ def test_a_read_only_directory_is_refused_before_the_engine_starts(score, corpus
     [{"columns": Columns(prompt="nope")}, {"chat_template": "missing.jinja"}, {"file_format": "parquet"}],
 )
 def test_what_can_be_refused_is_refused_before_the_engine_starts(score, corpus, tmp_path, options):
-    started = FakeLLM.started
+    started = LocalPipeline.opened
     with pytest.raises(InputError):
         score(corpus, **options)
-    assert FakeLLM.started == started
+    assert LocalPipeline.opened == started
     assert not (tmp_path / "out").exists()

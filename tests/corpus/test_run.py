@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_scorer import fake_score
 
-from tuco_vllm.corpus import run
+from tuco_vllm.corpus import chunks
 from tuco_vllm.corpus.columns import Columns
 
 METADATA = {
@@ -41,9 +41,9 @@ def set_of_metadata(path):
 
 
 def test_scores_are_those_of_the_tokens(score, corpus, tmp_path):
-    llm = score(corpus)
+    pipeline = score(corpus)
     row = read(tmp_path / "out")[1]
-    expected = fake_score(llm.tokenizer.encode("a 1"))
+    expected = fake_score(pipeline.tokenizer.encode("a 1"))
     assert (row["tuco"], row["prompt_tokens"]) == (expected.tuco, expected.num_prompt_tokens)
 
 
@@ -121,9 +121,9 @@ def test_chats_in_parquet_lose_the_fields_that_other_chats_have(score, tmp_path)
     assert len(metadata[b"tuco.chat_template_sha256"]) == 64
 
 
-@pytest.mark.parametrize("held", [1, 2, 7, 10_000])
-def test_long_runs_of_bad_rows_are_not_held_back(score, tmp_path, monkeypatch, held):
-    monkeypatch.setattr(run, "_ERRORS_HELD", held)
+@pytest.mark.parametrize("rows", [1, 2, 7, 10_000])
+def test_chunks_of_bad_rows_only(score, tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", rows)
     prompts = ["", "", "", "x", "", "", "", "", "y", "z", "", *[""] * 20, "w", ""]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
     score(tmp_path / "x.jsonl", rows_per_file=3)

@@ -1,29 +1,43 @@
 import errno
-import json
 import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_scorer import LAYERS, fake_score
+import torch
+from fake_scorer import LAYERS, fake_norms, fake_score
 
 from tuco_vllm.corpus import publish
-from tuco_vllm.corpus.columns import ExtraColumn
+from tuco_vllm.corpus import writer as writer_module
+from tuco_vllm.corpus.chunks import TOKEN_COLUMNS
 from tuco_vllm.corpus.publish import OutputError, write_whole
+from tuco_vllm.corpus.stages import scored as scored_chunk
 from tuco_vllm.corpus.writer import PartWriter
-from tuco_vllm.errors import InputError
-from tuco_vllm.records import ScoredRow
 
 FIXED = ["id", "prompt", "prompt_tokens", "tuco", "preco", "ptc_norm", "ftc_norm", "beta_max"]
 LISTS = ["ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms"]
 
 
-def scored(number, templated=False, **extra):
-    return ScoredRow(f"r{number}", f"p{number}", 2, fake_score([number]), None, extra, templated)
+class Scores:
+    def score(self, prompts):
+        return [torch.tensor(fake_norms(ids)) for ids in prompts]
+
+
+def scored(*numbers, templated=False, **columns):
+    """A chunk with these rows."""
+    values = [
+        [f"r{n}" for n in numbers],
+        [f"p{n}" for n in numbers],
+        [[n] for n in numbers],
+        [templated] * len(numbers),
+        pa.nulls(len(numbers), pa.string()),
+    ]
+    return scored_chunk(pa.table(values, names=TOKEN_COLUMNS), Scores(), **columns)
 
 
 def failed(number, error="no good"):
-    return ScoredRow(f"r{number}", None, None, None, error)
+    values = [[f"r{number}"], pa.nulls(1, pa.string()), pa.nulls(1, pa.list_(pa.int32())), [False], [error]]
+    return scored_chunk(pa.table(values, names=TOKEN_COLUMNS), Scores())
 
 
 def writer(out, extras=(), **options):
@@ -58,7 +72,7 @@ def test_the_schema_is_the_contracts(tmp_path):
 
 def test_layers_and_prompt_can_be_left_out(tmp_path):
     w = writer(tmp_path, layers=False, prompt=False)
-    w.write(scored(1))
+    w.write(scored(1, layers=False, prompt=False))
     w.commit()
     assert pq.read_table(tmp_path).column_names == ["id", *FIXED[2:], "error"]
 
@@ -77,39 +91,27 @@ def test_parts_are_cut_by_rows_and_metadata_says_where_a_template_was_applied(tm
     assert applied == [b"false", b"true", b"false"]
 
 
-def test_extra_columns_keep_values_and_become_json_where_told(tmp_path):
-    extras = [
-        ExtraColumn("n", "n", pa.int64(), as_json=False),
-        ExtraColumn("id", "input_id", pa.string(), as_json=False),
-        ExtraColumn("any", "any", pa.string(), as_json=True),
-    ]
-    w = writer(tmp_path, extras)
-    w.write(scored(1, n=2**60, id="mine", any={"ä": [1, None]}))
-    w.write(scored(2, n=pa.scalar(5, pa.int32()), any="text"))
-    w.write(failed(3))
+def test_a_chunk_may_span_parts(tmp_path):
+    w = writer(tmp_path, rows_per_file=3)
+    assert w.write(scored(*range(2))) is False
+    assert w.write(scored(*range(2, 10))) is True
     w.commit()
-    table = pq.read_table(tmp_path)
-    assert table.column_names[-3:] == ["n", "input_id", "any"]
-    assert table["n"].to_pylist() == [2**60, 5, None]
-    assert table["input_id"].to_pylist() == ["mine", None, None]
-    texts = table["any"].to_pylist()
-    assert [json.loads(text) for text in texts[:2]] == [{"ä": [1, None]}, "text"]
-    assert texts[2] is None
+    assert pq.read_table(tmp_path)["id"].to_pylist() == [f"r{n}" for n in range(10)]
+    assert [pq.read_metadata(path).num_rows for path in sorted(tmp_path.iterdir())] == [3, 3, 3, 1]
 
 
-def test_a_value_that_no_longer_fits_says_that_the_input_changed(tmp_path):
-    w = writer(tmp_path, [ExtraColumn("n", "n", pa.int64(), as_json=False)])
-    w.write(scored(1, n="text"))
-    with pytest.raises(InputError, match="column 'n' no longer fits int64: the input changed"):
-        w.commit()
-    w.rescue()
-    assert visible(tmp_path) == []
+def test_a_part_that_is_open_for_long_is_committed(tmp_path, monkeypatch):
+    w = writer(tmp_path, rows_per_file=1000)
+    assert w.write(scored(1)) is False
+    monkeypatch.setattr(writer_module, "_SECONDS_OPEN", 0.0)
+    assert w.write(scored(2, 3)) is True
+    assert pq.read_table(tmp_path)["id"].to_pylist() == ["r1", "r2", "r3"]
 
 
 def test_nothing_half_written_is_visible(tmp_path):
     w = writer(tmp_path, rows_per_file=100_000)
-    for n in range(10_000):  # several row groups are on disk already
-        w.write(scored(n))
+    for n in range(0, 10_000, 500):  # several row groups are on disk already
+        w.write(scored(*range(n, n + 500)))
     assert visible(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == [".part-00000.parquet.tmp"]
     w.rescue()

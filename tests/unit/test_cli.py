@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tuco_vllm import __version__, cli
+from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.errors import EngineError
 
 
@@ -18,18 +19,21 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Put a fake in the place of the API; returns the keyword arguments it was last made with."""
+    """Put a fake in the place of the pipeline; returns the cluster and arguments it was last made with."""
     made = {}
 
-    class Fake(fake_scorer.FakeLLM):
-        def __init__(self, pt, ft, **arguments):
-            made.clear()
-            made.update(arguments)
-            if made.pop("enforce_eager", False):
-                raise EngineError("the engine\ncannot start")
-            super().__init__(pt, ft, max_model_len=arguments.get("max_model_len") or 64)
+    def pipeline_of(job, pair, cluster, engine_args):
+        made.clear()
+        made.update(engine_args, cluster=cluster)
+        if made.pop("enforce_eager", False):
+            raise EngineError("the engine\ncannot start")
+        return fake_scorer.LocalPipeline(
+            job, pair.ft.directory, max_model_len=engine_args.get("max_model_len") or 64
+        )
 
-    monkeypatch.setitem(sys.modules, "tuco_vllm.api", types.SimpleNamespace(TucoLLM=Fake))
+    monkeypatch.setitem(
+        sys.modules, "tuco_vllm.corpus.pipeline", types.SimpleNamespace(pipeline_of=pipeline_of)
+    )
     return made
 
 
@@ -87,8 +91,7 @@ def test_a_finished_job_prints_its_table_again(tuco):
         (["good.txt", "--limit=x"], "argument --limit"),
         (["good.txt", "--nonsense"], "unrecognized arguments: --nonsense"),
         ([], "the following arguments are required: INPUT"),
-        (["good.txt", "--engines=2"], "the Ray pipeline, which is not built yet"),
-        (["good.txt", "--ray-address=auto"], "the Ray pipeline, which is not built yet"),
+        (["good.txt", "--engines=0"], "0 is not at least 1"),
         (["good.txt", "--system-prompt=x", "--chat-template=none"], "a system prompt needs a chat template"),
         (["good.txt", "--out=good.txt"], "is a file"),
     ],
@@ -131,10 +134,10 @@ def test_the_unexpected_is_one_line_too_and_a_traceback_with_debug(tuco, monkeyp
 
 
 def test_ctrl_c_says_how_to_go_on(tuco, monkeypatch):
-    def interrupted(self, in_flight):
+    def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fake_scorer.FakeLLM, "_next", interrupted)
+    monkeypatch.setattr(fake_scorer.FakeScorer, "step", interrupted)
     code, _, err = tuco("good.txt")
     assert code == 130
     assert "tuco: interrupted; the same command goes on from what out holds" in err
@@ -142,13 +145,14 @@ def test_ctrl_c_says_how_to_go_on(tuco, monkeypatch):
 
 def test_options_reach_the_engine_only_when_given(tuco, engine):
     tuco("good.txt")
-    assert engine == {"dtype": "auto"}
+    assert engine == {"dtype": "auto", "cluster": Cluster()}
     given = ["--dtype=float32", "--max-model-len=32", "--tensor-parallel-size=2"]
+    given += ["--engines=3", "--ray-address=auto"]
     tuco("good.txt", "--overwrite", *given, "--gpu-memory-utilization=0.5", "--trust-remote-code")
     assert engine == {
         "dtype": "float32",
         "max_model_len": 32,
-        "tensor_parallel_size": 2,
+        "cluster": Cluster(3, 2, "auto"),
         "gpu_memory_utilization": 0.5,
         "trust_remote_code": True,
     }

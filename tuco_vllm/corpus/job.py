@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tuco_vllm.corpus.feeder import SET_ASIDE
 from tuco_vllm.corpus.identity import Identity, difference
 from tuco_vllm.corpus.publish import hidden, remove, write_whole
 from tuco_vllm.errors import InputError
@@ -31,6 +32,8 @@ class Counts:
 
     rows: int = 0
     errors: int = 0
+    quarantined: int = 0
+    """Of the errors, those of rows that an engine died on twice."""
     prompt_tokens: int = 0
 
 
@@ -127,6 +130,7 @@ class JobDirectory:
                 raise InputError(f"cannot read {path}: {error}; start anew with --overwrite") from error
             counts.rows += table.num_rows
             counts.errors += table.num_rows - table["error"].null_count
+            counts.quarantined += pc.sum(pc.match_substring(table["error"], SET_ASIDE)).as_py() or 0
             counts.prompt_tokens += pc.sum(table["prompt_tokens"]).as_py() or 0
         return counts
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -17,17 +18,22 @@ _REDRAW_SECONDS = 0.2
 
 
 class ProgressLine:
-    """Shows rows, rows/s, prompt tokens/s, errors and time left, on stderr.
+    """Shows rows, rows/s, prompt tokens/s, errors, engines ready and time left, on stderr.
 
     Args:
         total: rows of the whole job.
         done: what earlier runs of the job have done; rates leave it out.
+        engine_states: engine number -> "ready" or what else it is.
+        begun: when scoring began, by time.monotonic().
     """
 
-    def __init__(self, total: int, done: Counts) -> None:
+    def __init__(
+        self, total: int, done: Counts, engine_states: Callable[[], dict[int, str]], begun: float
+    ) -> None:
         self._total = total
+        self._engine_states = engine_states
         self._first = replace(done)  # the caller goes on counting in its own
-        self._start = self._shown = time.monotonic()
+        self._start, self._shown = begun, time.monotonic()
         console = Console(stderr=True)
         self._live = (
             Progress(
@@ -54,7 +60,7 @@ class ProgressLine:
             self._live.stop()
 
     def show(self, counts: Counts, *, last: bool = False) -> None:
-        """Call after every row; it draws only as often as is of use, and in any case the ``last`` time."""
+        """Call after every chunk; it draws only as often as is of use, and in any case the ``last`` time."""
         now = time.monotonic()
         if not last and now - self._shown < (_REDRAW_SECONDS if self._live is not None else _LOG_SECONDS):
             return
@@ -63,6 +69,9 @@ class ProgressLine:
         rows = counts.rows - self._first.rows
         tokens = counts.prompt_tokens - self._first.prompt_tokens
         rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s, {counts.errors:,} errors"
+        states = self._engine_states()
+        ready = sum(state == "ready" for state in states.values())
+        rates += f", {ready}/{len(states)} engines"
         if self._live is not None:
             self._live.update(self._task, completed=counts.rows, rates=rates)
             return

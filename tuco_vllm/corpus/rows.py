@@ -25,6 +25,12 @@ class SourceRow:
     extra: dict[str, Any]
     """The columns that are passed through, by their names in the input."""
 
+    @property
+    def size(self) -> int:
+        """Its characters, about: what bounds a chunk."""
+        prompt = self.prompt if isinstance(self.prompt, str) else str(self.prompt)
+        return len(prompt) + sum(len(value) for value in self.extra.values() if isinstance(value, str))
+
 
 def source_rows(
     files: Sequence[InputFile],

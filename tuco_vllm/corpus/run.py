@@ -1,40 +1,50 @@
-"""The driver of one engine: source rows -> token ids -> scores -> parts, in input order.
+"""The driver of a job: what is to be done, what is done already, and every scored chunk into its part.
 
 Rows are committed in the order in which they are read, so the state of a job is one number: how many rows
-its parts hold. A job that was interrupted, in whatever way, goes on after them.
-
-Only this file knows that there is one engine in this process: readers, encoder, writer and job directory
-know nothing of engines.
+its parts hold. A job that was interrupted, in whatever way, goes on after them. Nobody else writes.
 """
 
 import shlex
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+import pyarrow.compute as pc
 
 from tuco_vllm import __version__
 from tuco_vllm.config import ModelPair
+from tuco_vllm.corpus.board import EngineFacts
+from tuco_vllm.corpus.chunks import ScoredChunk, Source
 from tuco_vllm.corpus.columns import Columns, Survey, survey
+from tuco_vllm.corpus.duplicates import find_duplicates
+from tuco_vllm.corpus.feeder import SET_ASIDE
 from tuco_vllm.corpus.identity import job_identity
-from tuco_vllm.corpus.inputs import InputFile, find_inputs
-from tuco_vllm.corpus.job import JobDirectory
+from tuco_vllm.corpus.inputs import find_inputs
+from tuco_vllm.corpus.job import Counts, JobDirectory
 from tuco_vllm.corpus.progress import ProgressLine
 from tuco_vllm.corpus.publish import OutputError
-from tuco_vllm.corpus.rows import SourceRow, source_rows
-from tuco_vllm.corpus.run_record import RunRecord
+from tuco_vllm.corpus.run_record import EngineTally, RunRecord
 from tuco_vllm.corpus.writer import PartWriter
-from tuco_vllm.prompts import PromptEncoder, PromptError, load_tokenizer
-from tuco_vllm.records import SCHEMA_VERSION, ScoredRow
+from tuco_vllm.errors import InputError
+from tuco_vllm.prompts import PromptEncoder, load_tokenizer
+from tuco_vllm.records import SCHEMA_VERSION
 
-if TYPE_CHECKING:
-    from tuco_vllm.api import TucoLLM
 
-_ERRORS_HELD = 10_000
-"""Rows that cannot be scored wait for the scores before them; after this many in a row the engine's queue is
-emptied first, which bounds what is held in memory."""
+class ScoringPipeline(Protocol):
+    """What the driver uses of ``pipeline.Pipeline``."""
+
+    def scored(self, source: Source) -> Iterator[ScoredChunk]:
+        """Every row of ``source``, in order."""
+
+    def facts(self) -> EngineFacts:
+        """What the engines hold, once there is one."""
+
+    def engine_states(self) -> dict[int, str]:
+        """Engine number -> "starting" or "ready"."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +93,16 @@ class ScoreJob:
         }
 
 
-def score_corpus(job: ScoreJob, pair: ModelPair, start_engine: Callable[[], "TucoLLM"]) -> None:
+def score_corpus(
+    job: ScoreJob, pair: ModelPair, open_pipeline: Callable[[], AbstractContextManager[ScoringPipeline]]
+) -> None:
     """Score the job's rows, or those that an earlier run has left; nothing, if that run is complete.
 
-    ``start_engine`` is called once everything else has been checked, and the engine is closed at the end.
+    ``open_pipeline`` is called once everything else has been checked, and only if there are rows to score.
 
-    Raises InputError for whatever the caller can mend, EngineError when the engine dies, OutputError when
-    the output cannot be written. In each case, and at Ctrl-C, finished rows stay and a repeated call goes on.
+    Raises InputError for whatever the caller can mend, EngineError when engines die for good, OutputError
+    when the output cannot be written. In each case, and at Ctrl-C, finished rows stay and a repeated call
+    goes on.
     """
     files = find_inputs(job.inputs, job.file_format, out=job.out)
     tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=job.trust_remote_code)
@@ -99,109 +112,108 @@ def score_corpus(job: ScoreJob, pair: ModelPair, start_engine: Callable[[], "Tuc
     if not job.overwrite and directory.is_finished(identity):
         return
     content = survey(files, job.columns, job.limit)
-    with directory.locked():
+    with directory.locked(), ExitStack() as stack:
         if not job.overwrite and directory.is_finished(identity):  # by a run that held the lock till now
             return
-        with start_engine() as llm:
-            encoder.max_model_len = llm.max_model_len
-            directory.begin(identity, overwrite=job.overwrite)
-            _score(job, pair, files, content, directory, encoder, llm)
+        done = Counts() if job.overwrite else directory.committed()
+        source = Source(tuple(files), job.columns, content.extras, skip=done.rows, limit=job.limit)
+        begun = time.monotonic()
+        facts = EngineFacts.unknown(job.dtype)
+        states: Callable[[], dict[int, str]] = dict
+        chunks: Iterator[ScoredChunk] = iter(())
+        if done.rows < content.rows:
+            pipeline = stack.enter_context(open_pipeline())
+            chunks = pipeline.scored(source)
+            first = next(chunks)
+            chunks, begun = chain([first], chunks), time.monotonic() - first.ready_seconds
+            facts, states = pipeline.facts(), pipeline.engine_states
+        # Engines have started and a row is scored: nothing of an earlier run is removed before.
+        directory.begin(identity, overwrite=job.overwrite)
+        run = _Run(job, pair, facts, encoder.template_sha256, content, done, directory)
+        run.write(chunks, states, begun)
 
 
-def _score(
-    job: ScoreJob,
-    pair: ModelPair,
-    files: list[InputFile],
-    content: Survey,
-    directory: JobDirectory,
-    encoder: PromptEncoder,
-    llm: "TucoLLM",
-) -> None:
-    """Everything between an engine that stands and the mark of success."""
-    counts = directory.committed()
-    record = RunRecord(directory.run_file, content.rows, counts, _details(job, pair, llm))
-    writer = PartWriter(
-        job.out,
-        content.extras,
-        _metadata(job, pair, llm, encoder),
-        rows_per_file=job.rows_per_file,
-        first_part=len(directory.parts()),
-        layers=job.layers,
-        prompt=job.prompt,
-    )
-    rows = source_rows(files, job.columns, content.extras, skip=counts.rows, limit=job.limit)
-    record.save("running", counts, 0)
-    try:
-        with ProgressLine(content.rows, counts) as progress:
-            for row in _scored(rows, encoder, llm):
-                counts.rows += 1
-                counts.errors += row.error is not None
-                counts.prompt_tokens += row.prompt_tokens or 0
-                if writer.write(row):
-                    record.save("running", counts, writer.rows_committed)
-                record.save_now_and_then(counts, writer.rows_committed)
-                progress.show(counts)
-            progress.show(counts, last=True)
-        # A corpus without rows still becomes a table, with its schema.
-        writer.commit(even_empty=counts.rows == 0)
-        directory.finish()
-        record.save("finished", counts, writer.rows_committed)
-    except BaseException as error:
-        writer.rescue()
-        state, reason = "failed", str(error) or type(error).__name__
-        if isinstance(error, KeyboardInterrupt):
-            state, reason = "interrupted", "interrupted"
-        with suppress(OutputError):  # the error that stopped the job is the one to report
-            record.save(state, counts, writer.rows_committed, reason)
-        raise
+class _Run:
+    """What is kept between the first chunk and the mark of success."""
+
+    def __init__(
+        self,
+        job: ScoreJob,
+        pair: ModelPair,
+        facts: EngineFacts,
+        template_sha256: str | None,
+        content: Survey,
+        done: Counts,
+        directory: JobDirectory,
+    ) -> None:
+        self._job, self._content, self._counts, self._directory = job, content, done, directory
+        self._tally = EngineTally()
+        details = _details(job, pair, facts)
+        self._record = RunRecord(directory.run_file, content.rows, done, details, self._tally)
+        self._writer = PartWriter(
+            job.out,
+            content.extras,
+            _metadata(job, pair, facts, template_sha256),
+            rows_per_file=job.rows_per_file,
+            first_part=len(directory.parts()),
+            layers=job.layers,
+            prompt=job.prompt,
+        )
+
+    def write(
+        self, chunks: Iterator[ScoredChunk], states: Callable[[], dict[int, str]], begun: float
+    ) -> None:
+        """Write every chunk and, at the end, what makes the job complete.
+
+        ``begun``: when scoring began, by time.monotonic(). An error leaves all that is done in a part.
+        """
+        record, writer, counts = self._record, self._writer, self._counts
+        record.begun = begun
+        record.save("running", counts, 0)
+        try:
+            with ProgressLine(self._content.rows, counts, states, begun) as progress:
+                for chunk in chunks:
+                    self._count(chunk)
+                    self._tally.add(chunk, states())
+                    if writer.write(chunk.table):
+                        record.save("running", counts, writer.rows_committed)
+                    record.save_now_and_then(counts, writer.rows_committed)
+                    progress.show(counts)
+                progress.show(counts, last=True)
+            if counts.rows != self._content.rows:
+                raise InputError(
+                    f"the input changed while it was read: it had {self._content.rows} rows, "
+                    f"now {counts.rows}"
+                )
+            # A corpus without rows still becomes a table, with its schema.
+            writer.commit(even_empty=counts.rows == 0)
+            if self._job.columns.id is not None:
+                record.duplicates = find_duplicates(self._directory.parts())
+            self._directory.finish()
+            record.save("finished", counts, writer.rows_committed)
+        except BaseException as error:
+            writer.rescue()
+            state, reason = "failed", str(error) or type(error).__name__
+            if isinstance(error, KeyboardInterrupt):
+                state, reason = "interrupted", "interrupted"
+            with suppress(OutputError):  # the error that stopped the job is the one to report
+                record.save(state, counts, writer.rows_committed, reason)
+            raise
+
+    def _count(self, chunk: ScoredChunk) -> None:
+        counts, table = self._counts, chunk.table
+        if chunk.first != counts.rows:  # a row lost or done twice; nothing of it may be written
+            raise RuntimeError(f"the pipeline gave rows from {chunk.first} on, not from {counts.rows}")
+        errors = table["error"]
+        counts.rows += table.num_rows
+        counts.errors += table.num_rows - errors.null_count
+        counts.quarantined += pc.sum(pc.match_substring(errors, SET_ASIDE)).as_py() or 0
+        counts.prompt_tokens += pc.sum(table["prompt_tokens"]).as_py() or 0
 
 
-def _scored(rows: Iterable[SourceRow], encoder: PromptEncoder, llm: "TucoLLM") -> Iterator[ScoredRow]:
-    """Every row in order, with its score or its error."""
-    waiting: deque[ScoredRow] = deque()
-    rows = iter(rows)
-    exhausted = False
-
-    def scorable() -> Iterator[tuple[ScoredRow, list[int]]]:
-        nonlocal exhausted
-        errors = 0
-        for source in rows:
-            row, token_ids = _encode(source, encoder)
-            waiting.append(row)
-            if token_ids is not None:
-                errors = 0
-                yield row, token_ids
-            elif (errors := errors + 1) == _ERRORS_HELD:
-                return
-        exhausted = True
-
-    while not exhausted:
-        for row, score in llm.score_stream(scorable()):
-            while waiting[0] is not row:
-                yield waiting.popleft()
-            waiting.popleft()
-            row.score, row.prompt_tokens = score, score.num_prompt_tokens
-            yield row
-        yield from waiting
-        waiting.clear()
-
-
-def _encode(source: SourceRow, encoder: PromptEncoder) -> tuple[ScoredRow, list[int] | None]:
-    """The row as it will be written, still without score, and what to score: None if it has an error."""
-    text = source.prompt if isinstance(source.prompt, str) else None
-    row = ScoredRow(source.id, text, None, None, source.error, source.extra)
-    if row.error is not None or source.prompt is None:
-        return row, None
-    try:
-        encoded = encoder.encode(source.prompt)
-    except PromptError as error:
-        row.error = str(error).encode(errors="replace").decode()  # a template may quote what is not text
-        return row, None
-    row.prompt, row.templated = encoded.text, encoded.templated
-    return row, encoded.token_ids
-
-
-def _metadata(job: ScoreJob, pair: ModelPair, llm: "TucoLLM", encoder: PromptEncoder) -> dict[str, str]:
+def _metadata(
+    job: ScoreJob, pair: ModelPair, facts: EngineFacts, template_sha256: str | None
+) -> dict[str, str]:
     return {
         "tuco.schema_version": SCHEMA_VERSION,
         "tuco.version": __version__,
@@ -209,14 +221,14 @@ def _metadata(job: ScoreJob, pair: ModelPair, llm: "TucoLLM", encoder: PromptEnc
         "tuco.ft": pair.ft.name,
         "tuco.pt_fingerprint": pair.pt.fingerprint,
         "tuco.ft_fingerprint": pair.ft.fingerprint,
-        "tuco.dtype": llm.dtype,
-        "tuco.vllm_version": llm.vllm_version,
-        "tuco.chat_template_sha256": encoder.template_sha256 or "",
+        "tuco.dtype": facts.dtype,
+        "tuco.vllm_version": facts.vllm_version,
+        "tuco.chat_template_sha256": template_sha256 or "",
         "tuco.command": shlex.join(job.command),
     }
 
 
-def _details(job: ScoreJob, pair: ModelPair, llm: "TucoLLM") -> dict[str, Any]:
+def _details(job: ScoreJob, pair: ModelPair, facts: EngineFacts) -> dict[str, Any]:
     return {
         "command": shlex.join(job.command),
         "settings": {name: value for name, value in asdict(job).items() if name not in ("out", "command")},
@@ -224,6 +236,10 @@ def _details(job: ScoreJob, pair: ModelPair, llm: "TucoLLM") -> dict[str, Any]:
             role: {"name": checkpoint.name, "fingerprint": checkpoint.fingerprint}
             for role, checkpoint in (("pt", pair.pt), ("ft", pair.ft))
         },
-        "engine": {"dtype": llm.dtype, "max_model_len": llm.max_model_len, "num_layers": llm.num_layers},
-        "versions": {"vllm": llm.vllm_version},
+        "engine": {
+            "dtype": facts.dtype,
+            "max_model_len": facts.max_model_len,
+            "num_layers": facts.num_layers,
+        },
+        "versions": {"vllm": facts.vllm_version, "ray": facts.ray_version},
     }

@@ -1,27 +1,29 @@
-"""Scored rows -> part-00000.parquet, part-00001.parquet, ... in input order, each visible only when whole.
+"""Scored chunks -> part-00000.parquet, part-00001.parquet, ... in input order, each visible only when whole.
 
-Row groups go to disk as they fill, so memory holds one row group, whatever the size of a part.
+Row groups go to disk as they fill, so memory holds one row group, whatever the size of a part. A part that
+has been open for some minutes is committed as it is: however slow the models, a death costs no more.
 """
 
 import contextlib
-import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tuco_vllm.corpus.columns import ExtraColumn
 from tuco_vllm.corpus.publish import OutputError, hidden, publish, refusals
-from tuco_vllm.errors import InputError
-from tuco_vllm.records import LAYERS, PART, SCALARS, ScoredRow, output_schema
+from tuco_vllm.records import PART, output_schema
 
 _ROW_GROUP = 4096
+_SECONDS_OPEN = 300.0
 
 
 class PartWriter:
-    """Writes rows into parts of ``rows_per_file`` rows; the last part, or an early commit, may hold fewer.
+    """Writes chunks into parts of ``rows_per_file`` rows; the last part, or an early commit, may hold fewer.
 
     Args:
         out: the output directory, which exists.
@@ -47,26 +49,32 @@ class PartWriter:
         layers: bool = True,
         prompt: bool = True,
     ) -> None:
-        self._out, self._extras, self._rows_per_file = out, extras, rows_per_file
+        self._out, self._rows_per_file = out, rows_per_file
         fields = [*output_schema(layers=layers, prompt=prompt)]
         fields += [pa.field(extra.name, extra.type) for extra in extras]
         self._schema = pa.schema(fields, metadata=dict(metadata))
-        self._layers, self._prompt = layers, prompt
         self._part = first_part
         self.rows_committed = 0
         self._start_part()
 
-    def write(self, row: ScoredRow) -> bool:
-        """Take one row. Returns whether that completed and committed a part."""
-        self._whole = False
-        self._group.append(row)
-        self._rows += 1
-        if full := self._rows == self._rows_per_file:
-            self.commit()
-        elif len(self._group) == _ROW_GROUP:
-            self._flush()
-        self._whole = True
-        return full
+    def write(self, chunk: pa.Table) -> bool:
+        """Take a scored chunk. Returns whether that committed a part."""
+        committed = False
+        while chunk.num_rows:
+            self._whole = False
+            piece = chunk.slice(0, self._rows_per_file - self._rows)
+            chunk = chunk.slice(piece.num_rows)
+            self._group.append(piece)
+            self._grouped += piece.num_rows
+            self._rows += piece.num_rows
+            slow = time.monotonic() - self._started > _SECONDS_OPEN
+            if self._rows == self._rows_per_file or (slow and not chunk.num_rows):
+                self.commit()
+                committed = True
+            elif self._grouped >= _ROW_GROUP:
+                self._flush()
+            self._whole = True
+        return committed
 
     def commit(self, *, even_empty: bool = False) -> None:
         """Make the rows taken so far a part of its own, if there are any."""
@@ -97,8 +105,10 @@ class PartWriter:
             self._drop()
 
     def _start_part(self) -> None:
-        self._group: list[ScoredRow] = []
+        self._group: list[pa.Table] = []
+        self._grouped = 0
         self._rows = 0
+        self._started = time.monotonic()
         self._templated = False
         self._open: tuple[IO[bytes], pq.ParquetWriter] | None = None
         self._whole = True
@@ -119,42 +129,11 @@ class PartWriter:
         return self._open
 
     def _flush(self) -> None:
-        table = pa.table(self._arrays(), schema=self._schema)
-        self._templated = self._templated or any(row.templated for row in self._group)
+        chunks = pa.concat_tables(self._group) if self._group else None
         with refusals(self._out / PART.format(self._part)):
-            self._opened()[1].write_table(table)
-        self._group = []
-
-    def _arrays(self) -> list[pa.Array]:
-        rows = self._group
-        columns: list[list[Any]] = [[row.id for row in rows]]
-        if self._prompt:
-            columns.append([row.prompt for row in rows])
-        columns.append([row.prompt_tokens for row in rows])
-        for name in (*SCALARS, *(LAYERS if self._layers else ())):
-            columns.append([getattr(row.score, name) if row.score else None for row in rows])
-        columns.append([row.error for row in rows])
-        fixed = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=False)]
-        return fixed + [_extra_array(extra, rows) for extra in self._extras]
-
-
-def _extra_array(column: ExtraColumn, rows: Sequence[ScoredRow]) -> pa.Array:
-    values = [row.extra.get(column.source) for row in rows]
-    try:
-        return pa.array([_typed(value, column) for value in values], column.type)
-    except (pa.ArrowException, TypeError, OverflowError) as error:
-        # Types were taken from these very files, so this is no bad row.
-        raise InputError(
-            f"column {column.source!r} no longer fits {column.type}: the input changed while it was read"
-        ) from error
-
-
-def _typed(value: Any, column: ExtraColumn) -> Any:
-    if value is None:
-        return None
-    if column.as_json:
-        plain = value.as_py() if isinstance(value, pa.Scalar) else value
-        return json.dumps(plain, ensure_ascii=False, default=str)
-    if isinstance(value, pa.Scalar) and value.type != column.type:
-        return value.cast(column.type)
-    return value
+            parquet = self._opened()[1]
+            if chunks is not None:
+                parquet.write_table(chunks.remove_column(0).cast(self._schema))
+        if chunks is not None:
+            self._templated = self._templated or bool(pc.any(chunks.column(0)).as_py())
+        self._group, self._grouped = [], 0

@@ -5,9 +5,10 @@ from pathlib import Path
 from tuco_vllm.analysis.figures import save_groups
 from tuco_vllm.analysis.groups import print_groups, read_groups
 from tuco_vllm.analysis.tables import print_summary
-from tuco_vllm.api import TucoLLM
 from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.corpus.columns import Columns
+from tuco_vllm.corpus.pipeline import pipeline_of
 from tuco_vllm.corpus.run import ScoreJob, score_corpus
 from tuco_vllm.demo import FT, PT
 
@@ -27,7 +28,8 @@ def run_demo(out: Path) -> int:
         overwrite=True,
         command=("tuco", "demo"),
     )
-    score_corpus(job, resolve_pair(PT, FT), lambda: TucoLLM(PT, FT, enforce_eager=True))
+    pair = resolve_pair(PT, FT)
+    score_corpus(job, pair, lambda: pipeline_of(job, pair, Cluster(), {"enforce_eager": True}))
     print_summary(out)
     groups = read_groups(out, "group")
     print_groups(groups, BASELINE)

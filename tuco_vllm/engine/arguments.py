@@ -37,6 +37,22 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
     return arguments
 
 
+def share_cpu(place: int, engines: int, engine_args: dict[str, Any]) -> dict[str, Any]:
+    """``engine_args`` for one of several engines of a machine without GPU: its share of cores and memory.
+
+    Binds the engine that this process will start to every ``engines``-th core from ``place`` on, by vLLM's
+    environment variable, unless that is set. Nothing is shared out for a single engine or on GPUs.
+    """
+    if engines == 1 or not current_platform.is_cpu():
+        return engine_args
+    ranks = engine_args.get("tensor_parallel_size", 1)
+    cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _core_lists(cores[place::engines] or cores, ranks))
+    if "VLLM_CPU_KVCACHE_SPACE" in os.environ:
+        return engine_args
+    return {"kv_cache_memory_bytes": max(_free_memory() // (4 * engines), 1 << 30), **engine_args}
+
+
 def fit_to_cpu(arguments: Any) -> None:
     """Set what ``arguments`` (EngineArgs, or a command line's namespace of them) leave open.
 
@@ -48,9 +64,16 @@ def fit_to_cpu(arguments: Any) -> None:
     ranks = arguments.tensor_parallel_size
     if ranks > 1:
         cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
-        shares = [",".join(cores[rank::ranks]) or cores[0] for rank in range(ranks)]
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(shares))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _core_lists(cores, ranks))
     chosen = arguments.kv_cache_memory_bytes is not None or "VLLM_CPU_KVCACHE_SPACE" in os.environ
     if not chosen and arguments.gpu_memory_utilization == EngineArgs.gpu_memory_utilization:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        arguments.kv_cache_memory_bytes = max(free // 4, 1 << 30)
+        arguments.kv_cache_memory_bytes = max(_free_memory() // 4, 1 << 30)
+
+
+def _core_lists(cores: list[str], ranks: int) -> str:
+    """VLLM_CPU_OMP_THREADS_BIND for ``ranks`` that share ``cores``."""
+    return "|".join(",".join(cores[rank::ranks]) or cores[0] for rank in range(ranks))
+
+
+def _free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import vllm
@@ -38,6 +39,7 @@ class Scorer:
         model_config = self.engine.model_config
         self.max_model_len: int = model_config.max_model_len
         self.num_layers: int = model_config.hf_config.num_hidden_layers
+        self.vllm_version = VLLM_VERSION
         self.dtype = str(model_config.dtype).removeprefix("torch.")
         self.max_num_seqs: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self._params = PoolingParams(task="classify")
@@ -60,7 +62,7 @@ class Scorer:
                     if item is None:
                         exhausted = True
                     else:
-                        waiting.append((self._submit(item[1]), item[0]))
+                        waiting.append((self.submit(item[1]), item[0]))
                 while waiting and waiting[0][0] in done:
                     request, key = waiting.popleft()
                     yield key, done.pop(request)
@@ -68,22 +70,23 @@ class Scorer:
                     if exhausted:
                         return
                     continue
-                for output in self._step():
-                    done[output.request_id] = output.outputs.data
+                done.update(self.step())
         finally:
             self._abort([request for request, _ in waiting if request not in done])
 
-    def _submit(self, token_ids: list[int]) -> str:
+    def submit(self, token_ids: list[int]) -> str:
+        """Put a prompt into the engine's queue. Returns the request's name; raises EngineError."""
         request = str(self._next_id)
         self._next_id += 1
-        self.engine.add_request(request, tokens_input(token_ids), self._params)
+        with _deaths():
+            self.engine.add_request(request, tokens_input(token_ids), self._params)
         return request
 
-    def _step(self) -> list[Any]:
-        try:
-            return [output for output in self.engine.step() if output.finished]
-        except EngineDeadError as error:
-            raise EngineError(f"the vLLM engine died: {error}; rows already written are kept") from error
+    def step(self) -> list[tuple[str, Tensor]]:
+        """Let the engine work. Returns the finished requests' names and norms ``[L, 4]``; raises EngineError."""
+        with _deaths():
+            outputs: list[Any] = self.engine.step()
+        return [(output.request_id, output.outputs.data) for output in outputs if output.finished]
 
     def _abort(self, requests: list[str]) -> None:
         if requests:
@@ -97,3 +100,11 @@ class Scorer:
         engine, self.engine = getattr(self, "engine", None), None
         if engine is not None:
             engine.engine_core.shutdown()
+
+
+@contextmanager
+def _deaths() -> Iterator[None]:
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError(f"the vLLM engine died: {error}; rows already written are kept") from error

@@ -1,0 +1,137 @@
+"""What runs in Ray's worker processes: the stages, each around what its process holds.
+
+A chunk travels as a row of Ray Data: the number of its first row in the corpus, and its Arrow table as bytes.
+"""
+
+from __future__ import annotations  # torch's types below are for the checker only
+
+import os
+import pickle
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from tuco_vllm.corpus.board import EngineFacts, Trial
+from tuco_vllm.corpus.chunks import Source, from_bytes, to_bytes
+from tuco_vllm.corpus.feeder import SET_ASIDE, Feeder
+from tuco_vllm.corpus.stages import scored, tokenised
+from tuco_vllm.errors import EngineError
+from tuco_vllm.prompts import PromptEncoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TRUSTED = 2
+"""A chunk is scored as a whole so often; if the process died each time, row by row."""
+
+_ATTEMPTS = 6
+"""So often may processes die on a chunk, besides the deaths of which the cause is known."""
+
+
+def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Stage 1, a task: a source's chunks."""
+    source: Source = pickle.loads(row["source"])
+    first = source.skip
+    for chunk in source.chunks():
+        yield {"first": first, "chunk": to_bytes(chunk)}
+        first += chunk.num_rows
+
+
+def _begin(board: Any, stage: str, row: dict[str, Any]) -> Trial:
+    trial: Trial = ray.get(board.begin.remote(stage, row["first"]))
+    if trial.attempts - len(trial.poison) > _ATTEMPTS:
+        raise EngineError(
+            f"the process that was to {stage} the rows from {row['first']} on died {trial.attempts - 1} "
+            "times; rows already written are kept"
+        )
+    return trial
+
+
+class Tokeniser:
+    """Stage 2, an actor: holds FT's tokenizer."""
+
+    def __init__(self, board: Any, make_encoder: Callable[[], PromptEncoder]) -> None:
+        self._board = board
+        self._encoder = make_encoder()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        _begin(self._board, "tokenise", row)
+        if self._encoder.max_model_len is None:  # known when an engine has started
+            self._encoder.max_model_len = ray.get(self._board.facts.remote()).max_model_len
+        chunk = tokenised(from_bytes(row["chunk"]), self._encoder)
+        self._board.end.remote("tokenise", row["first"])
+        return {"first": row["first"], "chunk": to_bytes(chunk)}
+
+
+class EngineActor:
+    """Stage 3, an actor: holds one engine and has it work on several chunks at once."""
+
+    def __init__(
+        self,
+        board: Any,
+        start_engine: Callable[[int, int], Any],
+        engines_on_node: int,
+        columns: dict[str, bool],
+    ) -> None:
+        # Ray sets it to the actor's one slot; how many threads an engine has is not Ray's to say.
+        os.environ.pop("OMP_NUM_THREADS", None)
+        context = ray.get_runtime_context()
+        self._process = f"{socket.gethostname()}:{os.getpid()}"
+        self._board, self._columns = board, columns
+
+        def start() -> Any:
+            self._number, place = ray.get(board.arrive.remote(context.get_actor_id(), context.get_node_id()))
+            engine = start_engine(place % engines_on_node, engines_on_node)
+            facts = EngineFacts(
+                engine.dtype, engine.max_model_len, engine.num_layers, engine.vllm_version, ray.__version__
+            )
+            board.ready.remote(self._number, facts)
+            return engine
+
+        self._feeder = Feeder(start)
+        self._ready = time.monotonic()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        trial = _begin(self._board, "score", row)
+        engine = self._feeder if trial.attempts <= _TRUSTED else _OneByOne(self, trial, row["first"])
+        chunk = scored(from_bytes(row["chunk"]), engine, **self._columns)
+        self._board.end.remote("score", row["first"])
+        return {
+            "first": row["first"],
+            "chunk": to_bytes(chunk),
+            "engine": self._number,
+            "process": self._process,
+            "starts": self._feeder.starts,
+            "busy_seconds": self._feeder.busy_seconds,
+            "ready_seconds": time.monotonic() - self._ready,
+        }
+
+    def score_one_by_one(self, prompts: Sequence[list[int]], trial: Trial, first: int) -> list[Tensor | str]:
+        """The prompts' norms, the board told before each of them, those of known poison left out."""
+        results: list[Tensor | str] = [f"the engine's process {SET_ASIDE}"] * len(prompts)
+        places = [place for place in range(len(prompts)) if place not in trial.poison]
+
+        def tell(index: int) -> None:
+            ray.get(self._board.alone.remote("score", first, places[index]))
+
+        for place, norms in zip(
+            places, self._feeder.score([prompts[p] for p in places], alone=tell), strict=True
+        ):
+            results[place] = norms
+        return results
+
+
+@dataclass(frozen=True)
+class _OneByOne:
+    """The engine for a chunk on which processes have died."""
+
+    engine: EngineActor
+    trial: Trial
+    first: int
+
+    def score(self, prompts: Sequence[list[int]]) -> list[Tensor | str]:
+        return self.engine.score_one_by_one(prompts, self.trial, self.first)

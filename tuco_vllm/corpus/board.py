@@ -1,0 +1,89 @@
+"""The board on which a job's processes write what must outlive them: who is there, and who tries what.
+
+It runs as one actor of the cluster (``pipeline.py``). No result depends on it: if it dies, a progress line
+shows less, and a row that kills processes gets some more tries.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What is the same for all engines of a job, known once one has started."""
+
+    dtype: str
+    max_model_len: int
+    num_layers: int
+    vllm_version: str
+    ray_version: str
+
+    @classmethod
+    def unknown(cls, dtype: str) -> "EngineFacts":
+        """Where there was nothing to score, and so no engine."""
+        return cls(dtype, 0, 0, "", "")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How often a stage has begun with a chunk, and which of its rows it was alone with when it died."""
+
+    attempts: int = 0
+    poison: tuple[int, ...] = ()
+    alone_with: int | None = None
+
+
+class Board:
+    """Engines by number, in order of arrival; the facts that the first of them reported; trials of chunks."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._places: dict[str, tuple[str, int]] = {}
+        self._states: dict[int, str] = {}
+        self._facts: EngineFacts | None = None
+        self._known = asyncio.Event()
+        self._trials: dict[tuple[str, int], Trial] = {}
+
+    async def arrive(self, engine: str, node: str) -> tuple[int, int]:
+        """An engine that is about to start: its number in the job, and its place on its node, from 0.
+
+        ``engine`` names it also after its process has been replaced.
+        """
+        number = self._numbers.setdefault(engine, len(self._numbers))
+        if self._places.get(engine, ("", 0))[0] != node:
+            taken = {place for at, place in self._places.values() if at == node}
+            self._places[engine] = (node, min(set(range(len(taken) + 1)) - taken))
+        self._states[number] = "starting"
+        return number, self._places[engine][1]
+
+    async def ready(self, number: int, facts: EngineFacts) -> None:
+        """An engine has started."""
+        self._states[number] = "ready"
+        self._facts = facts
+        self._known.set()
+
+    async def facts(self) -> EngineFacts:
+        """What the engines hold. Waits for the first of them."""
+        await self._known.wait()
+        assert self._facts is not None
+        return self._facts
+
+    async def states(self) -> dict[int, str]:
+        """Engine number -> "starting" or "ready"."""
+        return dict(self._states)
+
+    async def begin(self, stage: str, first: int) -> Trial:
+        """A stage begins with the chunk whose first row is ``first``. Returns this trial."""
+        trial = self._trials.get((stage, first), Trial())
+        died_of = () if trial.alone_with is None else (trial.alone_with,)
+        trial = Trial(trial.attempts + 1, trial.poison + died_of)
+        self._trials[stage, first] = trial
+        return trial
+
+    async def alone(self, stage: str, first: int, row: int) -> None:
+        """From here on a death is the fault of this row of the chunk."""
+        self._trials[stage, first] = replace(self._trials[stage, first], alone_with=row)
+
+    async def end(self, stage: str, first: int) -> None:
+        """The stage is done with the chunk."""
+        self._trials.pop((stage, first), None)

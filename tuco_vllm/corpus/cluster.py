@@ -1,0 +1,100 @@
+"""Where a job runs: a Ray cluster, joined or started on this machine for the job, and whether it has room."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from tuco_vllm.errors import InputError
+
+_OBJECT_STORE_BYTES = 1 << 30
+"""Of a cluster started here. What lies there is chunks on their way: some megabytes for each engine."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where and on how many engines a corpus is scored."""
+
+    engines: int = 1
+    tensor_parallel_size: int = 1
+    address: str | None = None
+    """A Ray cluster's address; None starts Ray on this machine, for this job only."""
+    debug: bool = False
+    """Whether Ray and the workers may write to stderr."""
+
+    @property
+    def tokenisers(self) -> int:
+        """How many actors tokenise, at most: one keeps up with two engines of a 1B model."""
+        return -(-self.engines // 2)
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Be connected to the cluster: a connection that there is already stays, one made here ends.
+
+        Raises InputError where the cluster cannot be reached or started.
+        """
+        if ray.is_initialized():
+            yield
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if not self.debug:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Not under TMPDIR: the names of sockets may have 107 characters.
+        temporary = tempfile.mkdtemp(prefix="tuco-ray-", dir="/tmp")
+        try:
+            self._connect(temporary)
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _connect(self, temporary: str) -> None:
+        level = logging.INFO if self.debug else logging.CRITICAL
+        try:
+            if self.address is not None:
+                ray.init(self.address, log_to_driver=self.debug, logging_level=level)
+                return
+            ray.init(
+                "local",
+                # Slots, not cores: an engine's threads are its own matter (``engine.arguments``).
+                num_cpus=self.engines + self.tokenisers + 1,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=self.debug,
+                logging_level=level,
+                _temp_dir=temporary,
+            )
+        except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
+            what = (
+                f"reach Ray at --ray-address {self.address}" if self.address else "start Ray on this machine"
+            )
+            raise InputError(f"cannot {what}: {error}") from error
+
+    def engine_resources(self) -> dict[str, float]:
+        """What Ray reserves for one engine. Raises InputError where there is no room for all of them."""
+        engines, ranks = self.engines, self.tensor_parallel_size
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = [int(node.get("GPU", 0)) for node in nodes]
+        if any(gpus):
+            if sum(count // ranks for count in gpus) < engines:
+                raise InputError(
+                    f"{engines} engines of {ranks} GPUs each do not fit on nodes of {gpus} GPUs: "
+                    "ask for fewer --engines or a smaller --tensor-parallel-size"
+                )
+            return {"num_gpus": ranks, "num_cpus": 1}
+        slots = sum(int(node.get("CPU", 0)) for node in nodes)
+        if slots < engines + 2:
+            raise InputError(
+                f"{engines} engines do not fit on {slots} CPUs, of which each takes one, and reading and "
+                "tokenising one each: ask for fewer --engines"
+            )
+        return {"num_cpus": 1}
+
+    def engines_on_a_node(self) -> int:
+        """How many engines share a machine, at most, if Ray spreads them."""
+        return -(-self.engines // sum(node["Alive"] for node in ray.nodes()))

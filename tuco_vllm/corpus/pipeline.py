@@ -1,0 +1,183 @@
+"""A corpus through Ray Data: read -> tokenise on CPU actors -> score on engine actors -> back, in order.
+
+    Source --(one task)--> source chunks --(actors)--> token chunks --(engines)--> scored chunks --> driver
+
+Which guarantee comes from where:
+
+- Memory does not grow with the corpus: Ray Data's streaming execution and back-pressure. Each of its rows
+  is one chunk (``chunks.py``) here, and its block size is set so low that a block is one row.
+- A process that dies is replaced and its chunk done again: Ray (actor restarts, task retries, lineage), for
+  ever. So ``board.py`` counts: after two deaths an engine takes the chunk's rows one by one, and one that is
+  alone with its process when that dies is set aside; what finds no end in ``_ATTEMPTS`` ends the job.
+- An engine that dies inside its actor is replaced, and a row that kills two is set aside: ``feeder.py``.
+- Every row exactly once, in order: Ray Data's ``preserve_order`` hands chunks to the driver in reading order,
+  the driver checks that each begins where the last one ended, and only the driver writes (``writer.py``,
+  ``publish.py``). What is durable is always a beginning of the corpus, so the state of a job is one number,
+  whatever the size of the corpus, and no id is ever held or compared.
+
+Not used: Ray Data's Parquet sink and its checkpoints. They need a unique id column, keep all ids in the
+object store when a job is resumed, and write in no order; a number of rows is enough here. A zombie of an
+earlier run cannot write, as no worker can.
+"""
+
+import logging
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
+from tuco_vllm.config import ModelPair
+from tuco_vllm.corpus.actors import EngineActor, Tokeniser, read
+from tuco_vllm.corpus.board import Board, EngineFacts
+from tuco_vllm.corpus.chunks import ScoredChunk, Source, from_bytes
+from tuco_vllm.corpus.cluster import Cluster
+from tuco_vllm.corpus.run import ScoreJob
+from tuco_vllm.errors import EngineError, TucoError
+from tuco_vllm.prompts import PromptEncoder, load_tokenizer
+
+_CHUNKS_IN_AN_ENGINE = 3
+"""One that is finishing, one that keeps the engine full meanwhile, one on its way."""
+
+_STATES_SECONDS = 1.0
+"""How old the engines' states may be."""
+
+
+class Pipeline:
+    """The stages on a Ray cluster; a context manager, since it may have to start that cluster.
+
+    Args:
+        cluster: engines and where they run.
+        start_engine: picklable; starts an engine (an ``engine.scorer.Scorer``) in the process that calls it,
+            given its place among the engines of its machine, and their number.
+        make_encoder: picklable; makes the prompts' encoder, in the process that calls it.
+        layers, prompt: whether the output has those columns.
+
+    Entering it raises InputError where the cluster cannot be reached or has no room for so many engines.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        start_engine: Callable[[int, int], Any],
+        make_encoder: Callable[[], PromptEncoder],
+        *,
+        layers: bool = True,
+        prompt: bool = True,
+    ) -> None:
+        self._cluster = cluster
+        self._start_engine, self._make_encoder = start_engine, make_encoder
+        self._columns = {"layers": layers, "prompt": prompt}
+        self._exits = ExitStack()
+        self._states: dict[int, str] = {}
+        self._asked = -_STATES_SECONDS
+
+    def __enter__(self) -> Self:
+        with ExitStack() as exits:
+            exits.enter_context(self._cluster.joined())
+            self._resources = self._cluster.engine_resources()
+            self._board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.kill(self._board)
+        self._exits.close()
+
+    def scored(self, source: Source) -> Iterator[ScoredChunk]:
+        """Every row of ``source``, in order. Raises InputError and EngineError as the stages do."""
+        dataset = self._dataset(source)
+        try:
+            for row in dataset.iter_rows():
+                yield ScoredChunk(table=from_bytes(row.pop("chunk")), **row)
+        except Exception as error:  # Ray Data wraps what stages raise in errors of several kinds
+            raise _own_error(error) from error
+
+    def facts(self) -> EngineFacts:
+        """What the engines hold; waits for the first."""
+        facts: EngineFacts = ray.get(self._board.facts.remote())
+        return facts
+
+    def engine_states(self) -> dict[int, str]:
+        """Engine number -> "starting" or "ready"."""
+        if time.monotonic() - self._asked > _STATES_SECONDS:
+            self._asked = time.monotonic()
+            with suppress(ray.exceptions.RayError):  # a board that is being replaced is not worth waiting for
+                self._states = ray.get(self._board.states.remote(), timeout=_STATES_SECONDS)
+        return self._states
+
+    def _dataset(self, source: Source) -> Any:
+        _set_up_ray_data(debug=self._cluster.debug)
+        tokenisers = ActorPoolStrategy(min_size=1, max_size=self._cluster.tokenisers)
+        engines = ActorPoolStrategy(
+            size=self._cluster.engines,
+            max_concurrent_calls_per_actor=_CHUNKS_IN_AN_ENGINE,
+            max_tasks_in_flight_per_actor=_CHUNKS_IN_AN_ENGINE + 1,
+            enable_true_multi_threading=True,
+        )
+        engine = (self._board, self._start_engine, self._cluster.engines_on_a_node(), self._columns)
+        encoder = (self._board, self._make_encoder)
+        return (
+            ray.data.from_items([{"source": pickle.dumps(source)}])
+            # One reader parses several times what the engines of a rack can score, and in order.
+            .flat_map(read, compute=TaskPoolStrategy(size=1), num_cpus=1)
+            .map(Tokeniser, compute=tokenisers, fn_constructor_args=encoder, num_cpus=1)
+            .map(EngineActor, compute=engines, fn_constructor_args=engine, **self._resources)
+        )
+
+
+def pipeline_of(job: ScoreJob, pair: ModelPair, cluster: Cluster, engine_args: dict[str, Any]) -> Pipeline:
+    """The pipeline that scores ``job`` with ``pair``; ``engine_args`` are vLLM's, as users know them."""
+    if cluster.tensor_parallel_size > 1:
+        ranks = {"tensor_parallel_size": cluster.tensor_parallel_size, "distributed_executor_backend": "mp"}
+        engine_args = {**engine_args, **ranks}  # inside a Ray actor vLLM would ask Ray for its ranks
+    return Pipeline(
+        cluster,
+        partial(_start_engine, pair, engine_args),
+        partial(_make_encoder, job, pair.ft.directory),
+        layers=job.layers,
+        prompt=job.prompt,
+    )
+
+
+def _start_engine(pair: ModelPair, engine_args: dict[str, Any], place: int, engines_on_node: int) -> Any:
+    from tuco_vllm.engine.arguments import share_cpu
+    from tuco_vllm.engine.scorer import Scorer
+
+    return Scorer(pair, **share_cpu(place, engines_on_node, engine_args))
+
+
+def _make_encoder(job: ScoreJob, directory: Path) -> PromptEncoder:
+    return job.encoder(load_tokenizer(directory, trust_remote_code=job.trust_remote_code))
+
+
+def _set_up_ray_data(*, debug: bool) -> None:
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = 1  # bytes: one row, one chunk, one block
+    context.enable_progress_bars = debug
+    context.print_on_execution_start = debug
+    context.raise_original_map_exception = False
+    if not debug:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _own_error(error: BaseException) -> TucoError:
+    """The error that a stage raised, out of Ray's wrapping; else one that says what Ray said."""
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or current in seen:
+            continue
+        if isinstance(current, TucoError):
+            return type(current)(str(current))
+        seen.append(current)
+        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+    said = str(error).strip().splitlines()
+    return EngineError(f"the pipeline failed: {said[-1] if said else type(error).__name__}")
