@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
     if not debug and argv[:1] != ["serve"]:  # a server's log is for its operator
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault(
+            "RAY_DEDUP_LOGS_SKIP_REGEX", "."
+        )  # Ray tells stdout of workers that it replaces
     try:
         parser = _parser()
         arguments, unknown = parser.parse_known_args(argv)

@@ -1,13 +1,16 @@
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from file_server import file_server
 
 from tuco_vllm.corpus.inputs import find_inputs
-from tuco_vllm.corpus.readers import read_records
+from tuco_vllm.corpus.readers import parquet_layout, read_records
 from tuco_vllm.errors import InputError
 
 ROWS = [
@@ -159,3 +162,126 @@ def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path):
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"]), tmp_path / "t.parquet")
     with pytest.raises(InputError, match="more than one column 'a'"):
         read(tmp_path / "t.parquet")
+
+
+@pytest.fixture
+def server():
+    with file_server() as running:
+        yield running
+
+
+def find_url(url):
+    (file,) = find_inputs([url], out=Path("out"))
+    return file
+
+
+@pytest.mark.parametrize("manner", ["ranges", "whole", "no size", "gzip"])
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "rows.csv.gz", "rows.jsonl.zst", "rows.parquet", "rows.parquet.gz"]
+)
+def test_rows_come_from_servers_of_every_manner(tmp_path, server, name, manner):
+    file_format, extension = name.split(".")[1], "".join(Path(name).suffixes[1:])
+    server.files[f"/d/{name}"] = write_rows(tmp_path, file_format, extension).read_bytes()
+    server.manner = manner
+    file = find_url(f"{server.url}/d/{name}?signature=7")
+    assert (file.name, file.format) == (name, file_format)
+    assert file.size == (-1 if manner == "no size" else len(server.files[f"/d/{name}"]))
+    assert [values(record) for record in read_records(file)] == ROWS
+    if file_format == "parquet":
+        assert parquet_layout(file)[0] == len(ROWS)
+
+
+@pytest.mark.parametrize("manner", ["ranges", "whole"])
+def test_more_than_a_request_holds(server, manner):
+    text = "ab " * 1_000_000
+    server.files["/big.jsonl"] = b"".join(
+        b'{"n": %d, "prompt": "%s"}\n' % (n, text.encode()) for n in range(5)
+    )
+    server.manner = manner
+    records = list(read_records(find_url(f"{server.url}/big.jsonl")))
+    assert [record.columns for record in records] == [{"n": n, "prompt": text} for n in range(5)]
+
+
+def test_a_server_that_fails_while_it_is_read(server):
+    server.files["/x.txt"] = b"one\n" * 1000
+    file = find_url(f"{server.url}/x.txt")
+    server.manner = "cut"
+    with pytest.raises(InputError, match=rf"^cannot read {file.path}: "):
+        list(read_records(file))
+    server.manner = "ranges"
+    server.files["/x.txt"] = b"one\n" * 999  # shorter, at a line's end
+    with pytest.raises(InputError, match=rf"cannot read {file.path}: it ends after 3996 of its 4000 bytes"):
+        list(read_records(file))
+    assert file.changed() == f"input {file.path} changed while it was read: its size was 4000 and is 3996"
+    del server.files["/x.txt"]
+    with pytest.raises(InputError, match=rf"^no such input: {file.path}$"):
+        list(read_records(file))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.parquet", "rows.parquet.zst", "rows.csv"])
+def test_rows_come_from_an_archive(tmp_path, name):
+    path = write_rows(tmp_path, name.split(".")[1], "".join(Path(name).suffixes[1:]))
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path, f"d/{name}")
+    file = find_url(f"zip://d/{name}::{tmp_path / 'rows.zip'}")
+    assert [values(record) for record in read_records(file)] == ROWS
+
+
+def test_an_archive_on_a_server_that_sends_it_only_whole(tmp_path, server):
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
+        archive.writestr("rows.txt", "one\ntwo\n")
+    server.files["/rows.zip"] = (tmp_path / "rows.zip").read_bytes()
+    server.manner = "whole"
+    with pytest.raises(InputError, match="put simplecache:: before the http"):
+        find_url(f"zip://rows.txt::{server.url}/rows.zip")
+    file = find_url(f"zip://rows.txt::simplecache::{server.url}/rows.zip")
+    assert [record.columns["prompt"] for record in read_records(file)] == ["one", "two"]
+
+
+@pytest.fixture
+def stored():
+    fs = fsspec.filesystem("memory")
+    yield lambda name, data: fs.pipe_file(f"/stored/{name}", data)
+    fs.rm("/stored", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 100_000)[:-100]),
+        ("cut.txt.gz", gzip.compress(b"x\n" * 100)[:-1]),  # within its checksum
+        ("cut.txt.zst", pa.Codec("zstd").compress(bytes(range(256)) * 100, asbytes=True)[:-20]),
+        ("cut.parquet.gz", gzip.compress(bytes(range(256)) * 100)[:-20]),
+        ("no.parquet", b"this is no Parquet"),
+    ],
+)
+def test_a_url_that_cannot_be_read_to_its_end_is_refused(stored, name, data):
+    stored(name, data)
+    with pytest.raises(InputError, match=rf"cannot read memory://stored/{name} as ") as raised:
+        list(read_records(find_url(f"memory://stored/{name}")))
+    assert "\n" not in str(raised.value)
+
+
+def test_compressed_parts_one_after_the_other_are_all_read(stored):
+    parts = [f"{n}\n".encode() * 1000 for n in range(3)]
+    stored("parts.txt.gz", b"".join(map(gzip.compress, parts)))
+    stored("parts.txt.zst", b"".join(pa.Codec("zstd").compress(part, asbytes=True) for part in parts))
+    for extension in ("gz", "zst"):
+        records = list(read_records(find_url(f"memory://stored/parts.txt.{extension}")))
+        assert [record.columns["prompt"] for record in records] == [
+            *["0"] * 1000,
+            *["1"] * 1000,
+            *["2"] * 1000,
+        ]
+
+
+def test_an_error_of_the_network_comes_through_decompression(stored, monkeypatch):
+    stored("rows.jsonl.gz", gzip.compress(b"{}\n"))
+    file = find_url("memory://stored/rows.jsonl.gz")
+
+    def lose(*_):
+        raise ConnectionError("reset\nby peer")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.read", lose)
+    with pytest.raises(InputError, match=r"^cannot read memory://stored/rows.jsonl.gz: reset by peer$"):
+        list(read_records(file))

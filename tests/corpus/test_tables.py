@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -6,14 +7,25 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from tuco_vllm.analysis.tables import print_summary, summarise
-from tuco_vllm.records import output_schema
+from tuco_vllm.analysis.tables import print_status, print_summary, summarise
+from tuco_vllm.records import STATE, output_schema
 
 
 def write(path, scores, errors=()):
     rows = [{"id": "s", "prompt_tokens": 3, "tuco": score} for score in scores]
     rows += [{"id": "e", "error": error} for error in errors]
     pq.write_table(pa.Table.from_pylist(rows, schema=output_schema()), path)
+
+
+def write_run(directory, run):
+    (directory / STATE).mkdir()
+    (directory / STATE / "run.json").write_text(json.dumps(run))
+
+
+def printed(directory, width):
+    out = io.StringIO()
+    print_summary(directory, Console(file=out, width=width))
+    return out.getvalue()
 
 
 def test_quantiles_are_those_of_all_parts_together(tmp_path):
@@ -39,11 +51,96 @@ def test_errors_are_grouped_whatever_their_numbers(tmp_path):
     summary = summarise(tmp_path)
     assert summary.reasons == {"prompt has N tokens, the limit is N": 2, "[red]empty": 1}
     assert (summary.errors, summary.tuco) == (3, {})
-    printed = io.StringIO()
-    print_summary(tmp_path, Console(file=printed, width=100))
-    assert "2 x" in printed.getvalue()
-    assert "[red]empty" in printed.getvalue()
+    table = printed(tmp_path, 100)
+    assert "2 x" in table
+    assert "[red]empty" in table
 
 
 def test_a_run_without_parts_has_an_empty_summary(tmp_path):
     assert summarise(tmp_path).rows == 0
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_strangers_wrote_leaves_the_table_whole(tmp_path, width):
+    long = "the messages are not JSON: " + "/a/path/without/a/blank" * 20
+    write(
+        tmp_path / "part-00000.parquet",
+        [0.5],
+        [long, "a " * 500, "two\nlines and \x1b[31m colours", "é" * 300],
+    )
+    examples = [["[bold]id\n", 5], ["id" * 200, 2]]
+    write_run(tmp_path, {"duplicate_ids": {"ids": 1234, "rows": 5678, "examples": examples}})
+    table = printed(tmp_path, width)
+    lines = table.splitlines()
+    top = next(n for n, line in enumerate(lines) if line.startswith("┌"))
+    assert {len(line) for line in lines[top:]} == {len(lines[top])}
+    assert len(lines[top]) <= width
+    assert len(lines) - top < 40
+    assert "two lines and [Nm colours" in table
+    assert "[bold]id " in table
+    assert "\x1b" not in table
+    assert "1,234 in 5,678 rows" in table
+
+
+ENGINES = [
+    {
+        "name": "engine 0",
+        "node": "a",
+        "state": "ready",
+        "starts": 1,
+        "rows": 1200,
+        "prompt_tokens": 36000,
+        "busy_seconds": 3.2,
+        "utilisation": 0.931,
+    },
+    {"name": "engine 1", "node": "b", "state": "starting", "starts": 3, "rows": 7, "busy_seconds": 0.0},
+    {"state": "gone"},
+]
+
+
+def rows_of(table):
+    """Label -> value of a printed table's rows."""
+    cells = [line.strip("│").split("│") for line in table.splitlines() if line.startswith("│")]
+    return {label.strip(): value.strip() for label, value in cells}
+
+
+def test_engines_have_rows_where_there_are_several(tmp_path):
+    write_run(tmp_path, {"engines": ENGINES, "counts": {"quarantined": 3}})
+    rows = rows_of(printed(tmp_path, 80))
+    assert rows["engine 0 on a"] == "1,200 rows, 11,250 tokens/s, 93% busy"
+    assert rows["engine 1 on b"] == "7 rows, 3 starts"
+    assert rows["engine 2"] == "0 rows"
+    assert rows["quarantined rows"] == "3"
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {},
+        {"engines": None, "duplicate_ids": None, "counts": None, "timings": None},
+        {"engines": ENGINES[:1], "duplicate_ids": {"ids": 0, "rows": 0, "examples": []}},
+        {"counts": {"quarantined": 0}},
+    ],
+)
+def test_there_is_no_row_for_what_did_not_happen(tmp_path, run):
+    write_run(tmp_path, run)
+    assert list(rows_of(printed(tmp_path, 80))) == ["rows", "errors", "prompt tokens"]
+
+
+def test_the_status_of_a_running_job_counts_its_engines(tmp_path, capsys):
+    counts = {"rows": 50, "rows_total": 200, "errors": 2}
+    write_run(
+        tmp_path, {"engines": [*ENGINES, ENGINES[0]], "counts": counts, "timings": {"rows_per_second": 10}}
+    )
+    print_status(tmp_path, "process 1")
+    first, second = capsys.readouterr().out.splitlines()
+    assert "running (process 1), 0:00:15 left: 50/200 rows" in first
+    assert second == "engines: 2 of 4 ready (1 gone, 1 starting)"
+    print_status(tmp_path, None)
+    assert "engines:" not in capsys.readouterr().out
+
+
+def test_an_older_run_has_a_status(tmp_path, capsys):
+    write_run(tmp_path, {})
+    print_status(tmp_path, "process 1")
+    assert "0/0 rows" in capsys.readouterr().out

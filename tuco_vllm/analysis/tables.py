@@ -1,22 +1,30 @@
-"""A run's Parquet -> the table that closes it: rows, errors and why, tokens, the distribution of TuCo."""
+"""A run's Parquet and run.json -> the table that closes it, and how far it is while it goes on.
+
+Rows, errors and why, repeated ids, tokens, engines, the distribution of TuCo. Older runs' run.json lacks some
+fields: what is missing is not shown.
+"""
 
 import json
-import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tuco_vllm.records import STATE, SUCCESS
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _REASONS_SHOWN = 5
+_TEXT_SHOWN = 150
+"""Letters of a reason or an id: three lines of a table in 80 columns."""
 _STEPS = 1_000_000
 """TuCo lies in [0, 1]: a histogram this fine gives quantiles to 1e-6 in 8 MB, whatever the number of rows."""
 
@@ -43,14 +51,14 @@ def summarise(directory: Path) -> Summary:
         with pq.ParquetFile(path) as part:
             for batch in part.iter_batches(columns=["prompt_tokens", "tuco", "error"]):
                 summary.rows += batch.num_rows
-                summary.prompt_tokens += sum(batch["prompt_tokens"].drop_null().to_pylist())
-                reasons = batch["error"].drop_null().to_pylist()
+                summary.prompt_tokens += pc.sum(batch["prompt_tokens"]).as_py() or 0
+                reasons = batch["error"].drop_null()
                 summary.errors += len(reasons)
-                summary.reasons.update(re.sub(r"\d+", "N", reason) for reason in reasons)
+                for reason in pc.value_counts(pc.replace_substring_regex(reasons, r"\d+", "N")).to_pylist():
+                    summary.reasons[reason["values"]] += reason["counts"]
                 scores = batch["tuco"].drop_null().to_numpy(zero_copy_only=False)
                 if len(scores):
-                    steps = np.rint(scores * _STEPS).astype(np.int64)
-                    histogram += np.bincount(steps, minlength=_STEPS + 1)
+                    np.add.at(histogram, np.rint(scores * _STEPS).astype(np.int64), 1)
                     low, high = min(low, scores.min()), max(high, scores.max())
     if histogram.any():
         summary.tuco = {"min": float(low), **_quantiles(histogram), "max": float(high)}
@@ -61,31 +69,80 @@ def print_summary(directory: Path, console: Console | None = None) -> Summary:
     """Print a run's closing table on stdout."""
     console = console or Console()
     summary = summarise(directory)
-    timings = read_run(directory).get("timings", {})
-    table = Table(title=str(directory), title_justify="left", show_header=False)
-    table.add_column(style="bold")
+    run = read_run(directory)
+    table = Table(title=Text(str(directory)), title_justify="left", show_header=False)
+    table.add_column(style="bold", max_width=32)  # a cluster's names are long
     table.add_column(justify="right")
     table.add_row("rows", f"{summary.rows:,}")
     table.add_row("errors", f"{summary.errors:,}")
     for reason, count in summary.reasons.most_common(_REASONS_SHOWN):
-        table.add_row(f"  {count:,} x", reason)
+        table.add_row(f"  {count:,} x", _short(reason))
+    if quarantined := _field(run, "counts").get("quarantined"):
+        table.add_row("quarantined rows", f"{quarantined:,}")
+    if (duplicates := _field(run, "duplicate_ids")).get("ids"):
+        table.add_row("duplicate ids", f"{duplicates['ids']:,} in {duplicates.get('rows', 0):,} rows")
+        for name, count in duplicates.get("examples", ()):
+            table.add_row(f"  {count:,} x", _short(str(name)))
     table.add_row("prompt tokens", f"{summary.prompt_tokens:,}")
-    if seconds := timings.get("score_seconds"):
+    if seconds := _field(run, "timings").get("score_seconds"):
         table.add_row("tokens/s", f"{summary.prompt_tokens / seconds:,.0f}")
         table.add_row("scoring time", str(timedelta(seconds=round(seconds))))
+    _add_engines(table, run.get("engines") or ())
     for name, value in summary.tuco.items():
         table.add_row(f"TuCo {name}", f"{value:.4f}")
-    console.print(table, markup=False)
+    console.print(table)
     return summary
 
 
+def _add_engines(table: Table, engines: Sequence[Mapping[str, Any]]) -> None:
+    """A row for each engine, where there are several."""
+    if len(engines) < 2:
+        return
+    table.add_row("engines", f"{len(engines):,} (tokens/s while busy)")
+    several_nodes = len({engine.get("node") for engine in engines}) > 1
+    for number, engine in enumerate(engines):
+        name = str(engine.get("name") or f"engine {number}")
+        if several_nodes and engine.get("node"):
+            name += f" on {engine['node']}"
+        facts = [f"{engine.get('rows', 0):,} rows"]
+        if seconds := engine.get("busy_seconds"):
+            facts.append(f"{engine.get('prompt_tokens', 0) / seconds:,.0f} tokens/s")
+        if (utilisation := engine.get("utilisation")) is not None:
+            facts.append(f"{utilisation:.0%} busy")
+        if engine.get("starts", 1) > 1:
+            facts.append(f"{engine['starts']} starts")
+        table.add_row(Text(f"  {name}"), Text(", ".join(facts)))
+
+
+def _engines_line(engines: Sequence[Mapping[str, Any]]) -> str:
+    """How many engines are ready, and in which state the others are."""
+    states = Counter(str(engine.get("state")) for engine in engines)
+    ready = states.pop("ready", 0)
+    others = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"engines: {ready} of {len(engines)} ready" + (f" ({others})" if others else "")
+
+
+def _short(text: str) -> Text:
+    """A text that strangers wrote, for a cell: on few lines, nothing in it a command to the terminal."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    words = " ".join(plain.split())
+    cut = words if len(words) <= _TEXT_SHOWN else words[: _TEXT_SHOWN - 1] + "…"
+    return Text(cut, justify="left", overflow="fold")
+
+
+def _field(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object in run.json; empty where there is none."""
+    value = run.get(name)
+    return value if isinstance(value, dict) else {}
+
+
 def print_status(directory: Path, running: str | None) -> None:
-    """Print how far a run is, one line on stdout, and the table of what it has committed.
+    """Print how far a run is, a line on stdout, how its engines are, and the table of what it has committed.
 
     ``running``: the process that writes there now, in words; None if there is none.
     """
     run = read_run(directory)
-    counts, timings = run.get("counts", {}), run.get("timings", {})
+    counts, timings = _field(run, "counts"), _field(run, "timings")
     rows, total = counts.get("rows", 0), counts.get("rows_total", 0)
     rate = timings.get("rows_per_second", 0.0)
     if running is not None:
@@ -99,6 +156,8 @@ def print_status(directory: Path, running: str | None) -> None:
     tokens = timings.get("prompt_tokens_per_second", 0.0)
     rates = f"{rate:,.1f} rows/s, {tokens:,.0f} tokens/s, {counts.get('errors', 0):,} errors"
     print(f"{directory}: {state}: {rows:,}/{total:,} rows, {rates}")
+    if running is not None and (engines := run.get("engines")):
+        print(_engines_line(engines))
     if _parts(directory):
         print_summary(directory)
 

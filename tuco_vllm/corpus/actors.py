@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -30,6 +31,8 @@ _TRUSTED = 2
 
 _ATTEMPTS = 6
 """So often may processes die on a chunk, besides the deaths of which the cause is known."""
+
+_REMIND_SECONDS = 2.0
 
 
 def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -82,18 +85,28 @@ class EngineActor:
         context = ray.get_runtime_context()
         self._process = f"{socket.gethostname()}:{os.getpid()}"
         self._board, self._columns = board, columns
+        self._facts: EngineFacts | None = None
 
         def start() -> Any:
+            self._facts = None
             self._number, place = ray.get(board.arrive.remote(context.get_actor_id(), context.get_node_id()))
             engine = start_engine(place % engines_on_node, engines_on_node)
-            facts = EngineFacts(
+            self._facts = EngineFacts(
                 engine.dtype, engine.max_model_len, engine.num_layers, engine.vllm_version, ray.__version__
             )
-            board.ready.remote(self._number, facts)
+            board.ready.remote(self._number, self._facts)
             return engine
 
         self._feeder = Feeder(start)
         self._ready = time.monotonic()
+        Thread(target=self._remind, name="remind", daemon=True).start()
+
+    def _remind(self) -> None:
+        # A board that was replaced has forgotten the facts, and a tokeniser that was may be waiting for them.
+        while True:
+            time.sleep(_REMIND_SECONDS)
+            if self._facts is not None:
+                self._board.ready.remote(self._number, self._facts)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         trial = _begin(self._board, "score", row)

@@ -57,7 +57,7 @@ class Board:
         return number, self._places[engine][1]
 
     async def ready(self, number: int, facts: EngineFacts) -> None:
-        """An engine has started."""
+        """An engine has started; said again now and then, for a board that was replaced."""
         self._states[number] = "ready"
         self._facts = facts
         self._known.set()
@@ -82,7 +82,7 @@ class Board:
 
     async def alone(self, stage: str, first: int, row: int) -> None:
         """From here on a death is the fault of this row of the chunk."""
-        self._trials[stage, first] = replace(self._trials[stage, first], alone_with=row)
+        self._trials[stage, first] = replace(self._trials.get((stage, first), Trial()), alone_with=row)
 
     async def end(self, stage: str, first: int) -> None:
         """The stage is done with the chunk."""

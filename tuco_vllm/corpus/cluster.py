@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ class Cluster:
         level = logging.INFO if self.debug else logging.CRITICAL
         try:
             if self.address is not None:
+                _check_reachable(self.address)
                 ray.init(self.address, log_to_driver=self.debug, logging_level=level)
                 return
             ray.init(
@@ -69,7 +71,7 @@ class Cluster:
                 logging_level=level,
                 _temp_dir=temporary,
             )
-        except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             what = (
                 f"reach Ray at --ray-address {self.address}" if self.address else "start Ray on this machine"
             )
@@ -98,3 +100,10 @@ class Cluster:
     def engines_on_a_node(self) -> int:
         """How many engines share a machine, at most, if Ray spreads them."""
         return -(-self.engines // sum(node["Alive"] for node in ray.nodes()))
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()

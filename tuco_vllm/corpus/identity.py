@@ -21,7 +21,7 @@ def job_identity(files: Sequence[InputFile], pair: ModelPair, settings: dict[str
         "pt": pair.pt.fingerprint,
         "ft": pair.ft.fingerprint,
         **settings,
-        "inputs": [[str(file.path), file.format, file.size, file.mtime_ns] for file in files],
+        "inputs": [[file.path, file.format, file.size, file.mtime_ns, file.version] for file in files],
     }
 
 

@@ -1,11 +1,15 @@
-"""Which files a corpus consists of: arguments (files, globs, directories) -> files in a fixed order."""
+"""Which files a corpus consists of: arguments (files, globs, directories, URLs) -> files in a fixed order."""
 
 import glob
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from tuco_vllm.corpus.remote import Look, absolute_url, expand_url, look_at_url, open_url
 from tuco_vllm.errors import InputError
 
 FORMATS = ("auto", "jsonl", "csv", "parquet", "txt")
@@ -17,17 +21,61 @@ _COMPRESSED = (".gz", ".zst")
 class InputFile:
     """One file of the corpus, as it was when the job looked at it."""
 
-    path: Path
+    path: str
+    """The absolute path of a local file, the URL of another."""
     name: str
-    """Its path relative to the inputs' common root, with slashes: the stem of its rows' ids."""
+    """The stem of its rows' ids. A file's place is scheme, host or bucket, folders and file name, and an
+    archive counts as a folder; the name is the place below the folder that all inputs share, with slashes.
+    So it is a relative path while all inputs lie in one filesystem, and ``file/data/x.jsonl`` or
+    ``s3/bucket/x.jsonl`` in a mix. Where places are equal (URLs that differ in their query), ``#2`` and so on
+    stands after the later ones."""
     format: str
     size: int
+    """In bytes; -1 where the filesystem does not tell."""
     mtime_ns: int
+    """0 where the filesystem does not tell; in whole seconds where the file is not local."""
+    version: str = ""
+    """The filesystem's own mark of this content (ETag, generation, checksum); "" where it has none."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is read through fsspec."""
+        return _is_url(self.path)
+
+    @property
+    def file_name(self) -> str:
+        """The last part of its path, without a URL's query."""
+        return _place(self.path)[-1]
 
     @property
     def compressed(self) -> bool:
         """Whether its extension says gzip or zstandard."""
-        return self.path.suffix in _COMPRESSED
+        return Path(self.file_name).suffix in _COMPRESSED
+
+    def open(self) -> io.BufferedReader:
+        """Its bytes as they are stored, seekable. Raises InputError; reading a remote file does so too."""
+        if self.remote:
+            return open_url(self.path, self.size)
+        try:
+            return io.BufferedReader(io.FileIO(self.path), 1 << 20)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def changed(self) -> str | None:
+        """Look again: what is not as it was, in words, or None. Raises InputError where nobody can look.
+
+        Only what the filesystem tells both times is compared: of a file that it is asked for, a store may
+        tell more than of one that it lists.
+        """
+        now = look_at_url(self.path) if self.remote else _look_at(Path(self.path))
+        for what, before, after, untold in (
+            ("size", self.size, now.size, -1),
+            ("time of change (ns)", self.mtime_ns, now.mtime_ns, 0),
+            ("version", self.version, now.version, ""),
+        ):
+            if before != after and untold not in (before, after):
+                return f"input {self.path} changed while it was read: its {what} was {before} and is {after}"
+        return None
 
 
 def find_inputs(arguments: Sequence[str], file_format: str = "auto", *, out: Path) -> list[InputFile]:
@@ -35,61 +83,123 @@ def find_inputs(arguments: Sequence[str], file_format: str = "auto", *, out: Pat
 
     A file named twice counts once. Directories are searched to any depth for files whose extension tells
     their format; hidden files, names that begin with ``_`` and whatever lies under ``out`` are left out.
-    Raises InputError for an argument without files and for a format that the extension does not tell.
+    An argument with ``://`` in it is a URL, of a file, a glob or a directory; ``file://`` is a local path.
+    Raises InputError for an argument without files, for what cannot be looked at, and for a format that the
+    extension does not tell.
     """
     out = Path(os.path.abspath(out))
-    paths: dict[Path, str] = {}
+    looks: dict[str, Look] = {}
+    formats: dict[str, str] = {}
     for argument in arguments:
-        for path in _expand(argument, file_format, out):
-            paths.setdefault(path, file_format if file_format != "auto" else _format_of(path))
-    root = os.path.commonpath([path.parent for path in paths])
-    files = []
-    for path, its_format in paths.items():
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        # A name that is not UTF-8 cannot be an id as it is.
-        name = path.relative_to(root).as_posix().encode(errors="replace").decode()
-        files.append(InputFile(path, name, its_format, stat.st_size, stat.st_mtime_ns))
-    return files
+        for path, look in _expand(argument, file_format, out):
+            looks.setdefault(path, look)
+            formats.setdefault(path, file_format if file_format != "auto" else _format_of(path))
+    return [
+        InputFile(path, name, formats[path], *look)
+        for name, (path, look) in zip(_names(looks), looks.items(), strict=True)
+    ]
 
 
-def _expand(argument: str, file_format: str, out: Path) -> Iterator[Path]:
+def _is_url(argument: str) -> bool:
+    return "://" in argument  # no absolute path has two slashes in a row
+
+
+def _expand(argument: str, file_format: str, out: Path) -> Iterable[tuple[str, Look]]:
+    if _is_url(argument):
+        url = absolute_url(argument)
+        if "::" in url or not url.startswith("file://"):
+            found = expand_url(url, lambda each: _has_format(_place(each)[-1], file_format))
+            if not found:
+                raise InputError(_missing(argument, file_format, is_directory=not glob.has_magic(argument)))
+            return found
+        argument = url.removeprefix("file://")
+    return ((str(path), _look_at(path)) for path in _expand_local(argument, file_format, out))
+
+
+def _expand_local(argument: str, file_format: str, out: Path) -> Iterator[Path]:
     path = Path(os.path.abspath(argument))
     if path.is_file():
         yield path
         return
     if path.is_dir():
         found = [file for file in sorted(path.rglob("*")) if _wanted(file, path, file_format)]
-        wanted = ".jsonl, .csv, .parquet or .txt" if file_format == "auto" else file_format
-        missing = f"{argument} holds no {wanted} file"
     elif glob.has_magic(argument):
         matches = (Path(os.path.abspath(match)) for match in sorted(glob.glob(argument, recursive=True)))
         found = [file for file in matches if file.is_file()]
-        missing = f"no file matches {argument}"
     else:
         raise InputError(f"no such input: {argument}")
     found = [file for file in found if out not in file.parents]
     if not found:
-        raise InputError(missing)
+        raise InputError(_missing(argument, file_format, is_directory=path.is_dir()))
     yield from found
+
+
+def _missing(argument: str, file_format: str, *, is_directory: bool) -> str:
+    if not is_directory:
+        return f"no file matches {argument}"
+    wanted = ".jsonl, .csv, .parquet or .txt" if file_format == "auto" else file_format
+    return f"{argument} holds no {wanted} file"
+
+
+def _look_at(path: Path) -> Look:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return Look(stat.st_size, stat.st_mtime_ns, "")
+
+
+def _place(path: str) -> tuple[str, ...]:
+    """Scheme, host or bucket, folders, file name; what an archive holds is below the archive."""
+    if not _is_url(path):
+        return ("file", *Path(path).parts[1:])
+    schemes, parts = [], []
+    for bit in reversed(path.split("::")):
+        scheme, is_place, rest = bit.partition("://")  # a cache has no place of its own
+        if scheme in ("http", "https"):
+            url = urlsplit(bit)
+            rest = url.netloc.rpartition("@")[2] + url.path  # no password in ids
+        if is_place:
+            schemes.append(scheme)
+            parts += [part for part in rest.split("/") if part]
+    return (schemes[0], *parts)
+
+
+def _names(paths: Iterable[str]) -> list[str]:
+    places = [_place(path) for path in paths]
+    levels = zip(*(place[:-1] for place in places), strict=False)
+    shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
+    names: dict[str, None] = {}
+    for place in places:
+        # A name that is not UTF-8 cannot be an id as it is.
+        name = stem = "/".join(place[shared:]).encode(errors="replace").decode()
+        count = 1
+        while name in names:
+            count += 1
+            name = f"{stem}#{count}"
+        names[name] = None
+    return list(names)
 
 
 def _wanted(file: Path, directory: Path, file_format: str) -> bool:
     if any(part.startswith((".", "_")) for part in file.relative_to(directory).parts) or not file.is_file():
         return False
-    its_format = _BY_EXTENSION.get(_extension(file))
+    return _has_format(file.name, file_format)
+
+
+def _has_format(file_name: str, file_format: str) -> bool:
+    its_format = _BY_EXTENSION.get(_extension(file_name))
     return its_format is not None and file_format in ("auto", its_format)
 
 
-def _format_of(path: Path) -> str:
+def _format_of(path: str) -> str:
     try:
-        return _BY_EXTENSION[_extension(path)]
+        return _BY_EXTENSION[_extension(_place(path)[-1])]
     except KeyError:
         choices = ", ".join(FORMATS[1:])
         raise InputError(f"cannot tell the format of {path}: say --format ({choices})") from None
 
 
-def _extension(path: Path) -> str:
+def _extension(file_name: str) -> str:
+    path = Path(file_name)
     return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix.lower()

@@ -22,8 +22,9 @@ earlier run cannot write, as no worker can.
 
 import logging
 import pickle
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from tuco_vllm.corpus.board import Board, EngineFacts
 from tuco_vllm.corpus.chunks import ScoredChunk, Source, from_bytes
 from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.corpus.run import ScoreJob
-from tuco_vllm.errors import EngineError, TucoError
+from tuco_vllm.errors import EngineError, InputError, TucoError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 
 _CHUNKS_IN_AN_ENGINE = 3
@@ -74,6 +75,7 @@ class Pipeline:
         self._start_engine, self._make_encoder = start_engine, make_encoder
         self._columns = {"layers": layers, "prompt": prompt}
         self._exits = ExitStack()
+        self._scoring: Generator[ScoredChunk, None, None] = (chunk for chunk in ())
         self._states: dict[int, str] = {}
         self._asked = -_STATES_SECONDS
 
@@ -81,16 +83,24 @@ class Pipeline:
         with ExitStack() as exits:
             exits.enter_context(self._cluster.joined())
             self._resources = self._cluster.engine_resources()
-            self._board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
+            self._board: Any = (
+                ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+            )
             self._exits = exits.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Ray Data ends its execution with its iterator, and waits for ever if Ray is gone by then.
+        self._scoring.close()
         ray.kill(self._board)
         self._exits.close()
 
     def scored(self, source: Source) -> Iterator[ScoredChunk]:
-        """Every row of ``source``, in order. Raises InputError and EngineError as the stages do."""
+        """Every row of ``source``, in order; once. Raises InputError and EngineError as the stages do."""
+        self._scoring = self._chunks(source)
+        return self._scoring
+
+    def _chunks(self, source: Source) -> Generator[ScoredChunk, None, None]:
         dataset = self._dataset(source)
         try:
             for row in dataset.iter_rows():
@@ -169,15 +179,17 @@ def _set_up_ray_data(*, debug: bool) -> None:
 
 def _own_error(error: BaseException) -> TucoError:
     """The error that a stage raised, out of Ray's wrapping; else one that says what Ray said."""
-    seen: list[BaseException] = []
+    chain: list[BaseException] = []
     queue: list[BaseException | None] = [error]
     while queue:
         current = queue.pop(0)
-        if current is None or current in seen:
-            continue
         if isinstance(current, TucoError):
             return type(current)(str(current))
-        seen.append(current)
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-    said = str(error).strip().splitlines()
-    return EngineError(f"the pipeline failed: {said[-1] if said else type(error).__name__}")
+        if current is not None and current not in chain:
+            chain.append(current)
+            queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+    said = "\n".join(map(str, chain))
+    # Of an actor that could not be made, and of tasks that are tried again, there is a traceback's text only.
+    if (own := re.search(r"tuco_vllm\.errors\.(\w+): (.+)", said)) is not None:
+        return InputError(own[2]) if own[1] == "InputError" else EngineError(own[2])
+    return EngineError(f"the pipeline failed: {' '.join(said.split())[:500]}")

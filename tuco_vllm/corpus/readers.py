@@ -77,8 +77,15 @@ class _UnusableFile(Exception):
 
 @contextmanager
 def _stream(file: InputFile) -> Iterator[io.BufferedReader]:
-    with pa.input_stream(str(file.path), compression="detect") as raw:
-        yield io.BufferedReader(raw, buffer_size=1 << 20)
+    """The file's content; pyarrow raises OSError for compressed bytes that end too early."""
+    with file.open() as stored:
+        try:
+            codec = pa.Codec.detect(file.file_name).name
+        except TypeError:  # of an extension that is no codec's
+            yield stored
+            return
+        with pa.input_stream(stored, compression=codec) as content:
+            yield io.BufferedReader(content, buffer_size=1 << 20)
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
@@ -176,10 +183,12 @@ def _parquet(file: InputFile) -> Iterator[Record]:
 def _parquet_file(file: InputFile) -> Iterator[pq.ParquetFile]:
     with ExitStack() as stack:
         source: Any = file.path
-        if file.compressed:
-            # Parquet is read from its end, a compressed stream from its start: unpack it to disk first.
+        if file.compressed or (file.remote and "::" in file.path):
+            # Parquet is read from its end, what is packed from its start: unpack it to disk first.
             source = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stack.enter_context(_stream(file)), source)
+        elif file.remote:
+            source = stack.enter_context(file.open())
         yield stack.enter_context(pq.ParquetFile(source))
 
 

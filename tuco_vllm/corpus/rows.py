@@ -11,6 +11,7 @@ import pyarrow as pa
 from tuco_vllm.corpus.columns import Columns, ExtraColumn
 from tuco_vllm.corpus.inputs import InputFile
 from tuco_vllm.corpus.readers import Record, read_records
+from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import kind_of
 from tuco_vllm.records import PromptInput
 
@@ -50,6 +51,8 @@ def _numbered(files: Sequence[InputFile], columns: Columns) -> Iterator[tuple[In
     for file in files:
         for number, record in enumerate(read_records(file, prompt_column=columns.prompt)):
             yield file, number, record
+        if (reason := file.changed()) is not None:
+            raise InputError(reason)
 
 
 def _source_row(record: Record, default_id: str, columns: Columns, passed: Sequence[str]) -> SourceRow:

@@ -25,6 +25,7 @@ from tuco_vllm.engine.compat import (
 )
 from tuco_vllm.engine.families import family_of
 from tuco_vllm.engine.pair_config import SCHEDULER, refuse_unsupported
+from tuco_vllm.engine.parent_watch import end_with_parent
 from tuco_vllm.engine.rows import LastRows
 from tuco_vllm.engine.scoring_model import ScoringModel
 from tuco_vllm.engine.steering_model import SteeringModel
@@ -71,6 +72,7 @@ class TucoForCausalLM(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
+        end_with_parent()
         refuse_unsupported(vllm_config)
         has_weights = vllm_config.load_config.load_format != "dummy"
         pair = pair_of(vllm_config, weights=has_weights)

@@ -1,0 +1,155 @@
+"""SIGKILL at the steps of the commit protocol, of the driver and of every kind of process, then resumed.
+
+``test_resume.py`` simulates the driver's death at every step inside one process; here processes really die.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import tolerances
+
+import tuco_vllm.demo
+
+DRIVER = Path(__file__).parents[1] / "chaos_driver.py"
+SEED = 7
+
+
+@pytest.fixture
+def chaos(tmp_path, models):
+    """Run the job into ``out`` of the test's folder, with kills; returns the exit code."""
+    mark = f"{tmp_path}"
+
+    def run(out, inputs, kills=(), fake=True, engines=1, rows_per_file=1000, pair=models):
+        plan = {
+            "inputs": [str(path) for path in inputs],
+            "out": str(tmp_path / out),
+            "pt": str(pair[0]),
+            "ft": str(pair[1]),
+            "rows_per_file": rows_per_file,
+            "dtype": "float32",
+            "kills": list(kills),
+            "engines": engines,
+            "fake": str(tmp_path) if fake else None,
+        }
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        log = tmp_path / f"{out}.log"
+        paths = [str(DRIVER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TUCO_CHAOS": mark}
+        with log.open("a") as stderr:
+            done = subprocess.run(
+                [sys.executable, str(DRIVER), str(tmp_path / "plan.json")],
+                stderr=stderr,
+                env=env,
+                check=False,
+            )
+        assert_no_process_is_left(mark)
+        assert_nothing_half_written(tmp_path / out)
+        return done.returncode, log.read_text()
+
+    return run
+
+
+def assert_no_process_is_left(mark):
+    """Engines, Ray and its workers end with their driver, however it ended."""
+    until = time.monotonic() + 60
+    while left := [
+        process.info for process in psutil.process_iter(["cmdline", "environ"]) if ours(process, mark)
+    ]:
+        assert time.monotonic() < until, [info["cmdline"] for info in left]
+        time.sleep(0.2)
+
+
+def ours(process, mark):
+    zombie = not process.info["cmdline"]
+    return not zombie and (process.info["environ"] or {}).get("TUCO_CHAOS") == mark
+
+
+def assert_nothing_half_written(out):
+    for part in out.glob("part-*"):
+        pq.read_table(part)
+    if (out / "_SUCCESS").exists():
+        assert json.loads((out / "_tuco/run.json").read_text())["counts"]["rows"] == len(read(out))
+
+
+def read(out):
+    return pq.read_table(out).to_pylist()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Two files of one name in two folders, with ids that repeat and rows that are broken."""
+    paths = []
+    for folder in "ab":
+        path = tmp_path / "in" / folder / "x.jsonl"
+        path.parent.mkdir(parents=True)
+        rows = [{"prompt": f"{folder} {n}" if n % 5 else "", "id": n % 100} for n in range(3000)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        paths.append(path)
+    return paths
+
+
+def test_killed_at_random_steps_and_resumed(chaos, corpus, tmp_path):
+    """A seeded walk: each run loses some of its processes and, in the end, its driver."""
+    code, log = chaos("whole", corpus)
+    assert code == 0, log
+    steps = int((tmp_path / "whole.steps").read_text())
+    assert steps > 25  # job.json, six parts, run.json after each, _SUCCESS: three steps a file
+    dice = random.Random(SEED)
+    fewer = steps
+    for _ in range(2):
+        fatal = dice.randint(4, fewer - 12)
+        fewer -= fatal
+        victims = [(dice.randint(1, fatal - 1), victim) for victim in ("actor", "tokeniser", "board")]
+        code, log = chaos("out", corpus, [*victims, (fatal, "driver")])
+        assert code == -9, log
+    code, log = chaos("out", corpus, [(3, "actor"), (5, "tokeniser")], engines=2)
+    assert code == 0, log
+    assert read(tmp_path / "out") == read(tmp_path / "whole")
+    assert "killed actor" in log
+    assert "killed tokeniser" in log
+    assert "killed board" in log
+
+
+@pytest.mark.slow
+def test_the_driver_killed_at_every_step(chaos, corpus, tmp_path):
+    chaos("whole", corpus, rows_per_file=2500)
+    whole = read(tmp_path / "whole")
+    for step in range(1, int((tmp_path / "whole.steps").read_text()) + 1):
+        out = f"out-{step}"
+        assert chaos(out, corpus, [(step, "driver")], rows_per_file=2500)[0] == -9
+        code, log = chaos(out, corpus, rows_per_file=2500)
+        assert code == 0, log
+        assert read(tmp_path / out) == whole, f"killed before step {step}"
+
+
+def test_vllms_engine_its_actor_and_the_driver_killed(chaos, tmp_path):
+    """The bundled pair on real engines: rows as undisturbed, scores within tolerance."""
+    path = tmp_path / "x.jsonl"
+    prompts = [f"What is {n}?" if n % 9 else "" for n in range(9000)]
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    pair = (tuco_vllm.demo.PT, tuco_vllm.demo.FT)
+    code, log = chaos("whole", [path], fake=False, pair=pair)
+    assert code == 0, log
+    # Steps 1 to 6 write job.json and run.json, each part and the run.json after it six more.
+    kills = [(8, "engine"), (20, "actor"), (38, "driver")]
+    code, log = chaos("out", [path], kills, fake=False, pair=pair)
+    assert code == -9, log
+    assert "killed engine" in log
+    assert "killed actor" in log
+    kept = len(read(tmp_path / "out"))
+    assert 0 < kept < 9000
+    code, log = chaos("out", [path], fake=False, pair=pair)
+    assert code == 0, log
+    rows, whole = read(tmp_path / "out"), read(tmp_path / "whole")
+    same = ("id", "prompt", "prompt_tokens", "error")
+    assert [[row[name] for name in same] for row in rows] == [[row[name] for name in same] for row in whole]
+    both = [pair for pair in zip(rows, whole, strict=True) if pair[0]["error"] is None]
+    assert max(abs(a["tuco"] - b["tuco"]) for a, b in both) <= tolerances.TUCO_FLOAT32

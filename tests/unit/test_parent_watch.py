@@ -1,0 +1,99 @@
+"""No engine here: processes that stand for an owner, its EngineCore and a worker of that."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from tuco_vllm.engine.parent_watch import _parent_of, end_with_parent
+
+TREE = """
+import multiprocessing, os, sys, time
+from tuco_vllm.engine.parent_watch import end_with_parent
+
+def say(name):  # in one write: another process writes to the same pipe
+    os.write(1, f"{name} {os.getpid()}\\n".encode())
+
+def sleep(name):
+    say(name)
+    time.sleep(600)
+
+def leaf(name):
+    end_with_parent()
+    end_with_parent()
+    sleep(name)
+
+def core(name, method):  # as vLLM's: it ends with its worker, and has no other way to notice a death
+    worker = multiprocessing.get_context(method).Process(target=leaf, args=("worker",), daemon=True)
+    worker.start()
+    say(name)
+    worker.join()
+
+if __name__ == "__main__":
+    method, deep = sys.argv[1:]
+    context = multiprocessing.get_context(method)
+    end_with_parent()  # nothing, in a process of its own
+    arguments = ("core", method) if deep == "deep" else ("core",)
+    context.Process(target=core if deep == "deep" else leaf, args=arguments, name="EngineCore").start()
+    context.Process(target=sleep, args=("sibling",), daemon=True).start()  # a fork holds all of its pipes
+    time.sleep(600)
+"""
+
+
+def runs(process):
+    """A zombie does not: orphans stay that where the first process of a container does not wait for them."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("deep", ["deep", "flat"])
+def test_a_killed_owner_takes_its_engine_with_it(tmp_path, method, deep):
+    script = tmp_path / "tree.py"
+    script.write_text(TREE)
+    command = [sys.executable, script, method, deep]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    children = {}
+    try:
+        for _ in range(3 if deep == "deep" else 2):
+            name, pid = owner.stdout.readline().split()
+            children[name] = psutil.Process(int(pid))
+        time.sleep(1.5)
+        assert all(runs(child) for child in children.values())
+        owner.kill()
+        owner.wait()
+        sibling = children["sibling"]
+        wait_until(lambda: not any(runs(child) for child in children.values() if child != sibling))
+        assert runs(sibling)
+    finally:
+        for process in [owner, *children.values()]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        owner.communicate()
+
+
+def test_a_process_of_its_own_is_not_watched():
+    assert multiprocessing.parent_process() is None
+    before = threading.active_count()
+    end_with_parent()
+    assert threading.active_count() == before
+
+
+def test_parents_of_other_processes():
+    assert _parent_of(os.getpid()) == os.getppid()
+    assert _parent_of(2**30) is None
