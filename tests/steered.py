@@ -1,7 +1,7 @@
 """Requests that steer, and the judge of what they get: the float64 oracle on the steered stream."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import tiny_models
@@ -32,17 +32,57 @@ def _head(ft: str) -> Tensor:
     )
 
 
+def logits(pair: tuple[str, str], prompt: Sequence[int], alpha: float, tokens: Sequence[int]) -> Tensor:
+    """What the oracle would have chosen each of the n ``tokens`` after ``prompt`` from: ``[n, V]``."""
+    return _rows(pair, (*prompt, *tokens[:-1]), alpha)[1][len(prompt) - 1 :] @ _head(pair[1]).T
+
+
+def greedy(pair: tuple[str, str], prompt: Sequence[int], alpha: float, count: int) -> list[int]:
+    """The ``count`` tokens that the oracle completes ``prompt`` with."""
+    tokens: list[int] = []
+    for _ in range(count):
+        tokens.append(int(logits(pair, [*prompt, *tokens], alpha, [0])[-1].argmax()))
+    return tokens
+
+
+@lru_cache(maxsize=1024)  # the same requests come back from a warm cache, and are judged again
+def _rows(pair: tuple[str, str], sequence: tuple[int, ...], alpha: float) -> tuple[Tensor, Tensor]:
+    return oracle(*pair).steer(sequence, alpha)
+
+
 def assert_true(
     pair: tuple[str, str], prompt: Sequence[int], alpha: float, tokens: Sequence[int], norms: Any
 ) -> None:
     """Greedy ``tokens`` are the oracle's, one by one, and so are the norms ``[n, L, 4]`` they came with."""
-    sequence = [*prompt, *tokens[:-1]]
-    truth, hidden = oracle(*pair).steer(sequence, alpha)
-    first = len(prompt) - 1
-    logits = hidden[first:] @ _head(pair[1]).T
-    assert logits.argmax(dim=-1).tolist() == list(tokens), f"alpha {alpha}: not the oracle's tokens"
-    errors = norm_errors(torch.as_tensor(norms), truth[first:])
+    chosen = logits(pair, prompt, alpha, tokens).argmax(dim=-1).tolist()
+    assert chosen == list(tokens), f"alpha {alpha}: not the oracle's tokens"
+    assert_scored(pair, prompt, alpha, tokens, norms)
+
+
+def assert_scored(
+    pair: tuple[str, str], prompt: Sequence[int], alpha: float, tokens: Sequence[int], norms: Any
+) -> None:
+    """The norms ``[n, L, 4]`` are the oracle's for these ``tokens``, however they were chosen."""
+    truth = _rows(pair, (*prompt, *tokens[:-1]), alpha)[0][len(prompt) - 1 :]
+    errors = norm_errors(torch.as_tensor(norms), truth)
     assert errors.max() <= tolerances.NORMS_FLOAT32, f"alpha {alpha}: norms are {errors.max():.3g} off"
+
+
+def assert_sampled(
+    pair: tuple[str, str],
+    prompt: Sequence[int],
+    alpha: float,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+) -> None:
+    """The ``logprobs`` of ``tokens`` are the oracle's, as near as final hidden rows are."""
+    hidden = _rows(pair, (*prompt, *tokens[:-1]), alpha)[1][len(prompt) - 1 :]
+    # A logit's error is at most its row's times its column of the head; a logprob has the errors of two.
+    row = tolerances.FINAL_HIDDEN["float32"] * hidden.norm(dim=-1)
+    bound = 2 * row * _head(pair[1]).norm(dim=-1).max()
+    true = logits(pair, prompt, alpha, tokens).log_softmax(dim=-1)[range(len(tokens)), list(tokens)]
+    errors = (torch.tensor(list(logprobs)).double() - true).abs()
+    assert (errors <= bound).all(), f"alpha {alpha}: logprobs are {errors.max():.3g} off"
 
 
 def assert_same(a: Any, b: Any, what: str) -> None:

@@ -63,8 +63,8 @@ def main(spec_file: str) -> None:
     """SPEC: pt, ft, engine_args, out (the file for what comes back), and either
 
     rounds: lists of token-id prompts; out holds each round's norms; or
-    generate: prompts, an alpha for each (null: plain FT), max_tokens, whether it preempts; out holds, for two
-    rounds of them, each request's (token ids, norms or None).
+    generate: requests, each a prompt, an alpha (null: plain FT) and fields of SamplingParams; out holds what
+    two rounds of them gave, a list of completions for each request, and the engine's counters.
     """
     pretend_triton_has_a_cpu_backend()
     import torch
@@ -92,23 +92,29 @@ def generate(spec: dict[str, Any]) -> Any:
     llm = TucoLLM(spec["pt"], spec["ft"], task="generate", **spec["engine_args"])
     engine = llm._engine.llm
     assert_runs_v2(engine.llm_engine)
-    asked = spec["generate"]
-    prompts = [{"prompt_token_ids": prompt} for prompt in asked["prompts"]]
-    params = [
-        SamplingParams(
-            max_tokens=asked["max_tokens"],
-            temperature=0.0,
-            ignore_eos=True,
-            logprobs=2 if place % 3 == 0 else None,
-            extra_args=None if alpha is None else {"alpha": alpha, "tuco": True},
-        )
-        for place, alpha in enumerate(asked["alphas"])
-    ]
+    prompts, params = [], []
+    for request in spec["generate"]:
+        prompts.append({"prompt_token_ids": request.pop("prompt")})
+        alpha = request.pop("alpha")
+        wish = None if alpha is None else {"alpha": alpha, "tuco": True}
+        params.append(SamplingParams(**request, extra_args=wish))
     rounds = [engine.generate(prompts, params, use_tqdm=False) for _ in range(2)]
-    if asked.get("preempts"):
-        preemptions = [m.value for m in engine.get_metrics() if m.name == "vllm:num_preemptions"]
-        assert sum(preemptions) > 0, "nothing was preempted: this test tested nothing"
-    return [[(list(o.outputs[0].token_ids), o.outputs[0].routed_experts) for o in outs] for outs in rounds]
+    return {
+        "rounds": [[[completed(c) for c in output.outputs] for output in outputs] for outputs in rounds],
+        "counters": {m.name: m.value for m in engine.get_metrics() if hasattr(m, "value")},
+    }
+
+
+def completed(completion: Any) -> dict[str, Any]:
+    """What is judged of a completion; ``logprobs`` are those of its own tokens."""
+    tokens, logprobs = list(completion.token_ids), completion.logprobs
+    own = logprobs and [step[token].logprob for step, token in zip(logprobs, tokens, strict=True)]
+    return {
+        "tokens": tokens,
+        "norms": completion.routed_experts,
+        "logprobs": own,
+        "finish_reason": completion.finish_reason,
+    }
 
 
 def assert_runs_v2(engine: Any) -> None:

@@ -1,15 +1,10 @@
-"""Steered requests where vLLM's machinery gets in the way: preemption, speculation, ranks, runner V2."""
+"""Steered requests where vLLM's machinery gets in the way: preemption, speculation, ranks.
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+Runner V2 has a file of its own, ``test_steering_v2``.
+"""
 
-import pytest
 import steered
 import tiny_models
-import torch
 from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
@@ -79,54 +74,3 @@ def test_two_ranks(pair_dirs) -> None:
     prompts, alphas = steered.requests(16)
     with TucoLLM(*pair, task="generate", tensor_parallel_size=2, max_num_batched_tokens=96, **ENGINE) as llm:
         assert_all_true(pair, prompts, alphas, llm.generate(prompts, GREEDY, alphas))
-
-
-SCARCE = {
-    "num_gpu_blocks_override": 10,
-    "max_model_len": 128,
-    "disable_log_stats": False,
-}
-"""A cache in which requests that decode side by side run out of blocks."""
-
-
-@pytest.mark.parametrize(
-    ("name", "compiled", "cache"),
-    [("llama", False, {}), ("qwen3", True, {}), ("llama_mha", False, SCARCE)],
-    ids=["eager", "compiled", "preempted"],
-)
-def test_runner_v2(name, compiled, cache, pair_dirs, tmp_path: Path) -> None:
-    pytest.importorskip("triton", reason="Triton's interpreter runs V2's kernels")
-    pair = pair_dirs(name, "float32")
-    prompts, alphas = steered.requests(14, longest=60 if cache else 40)
-    alphas[3] = alphas[8] = None  # plain: neither steered nor scored
-    engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 48, "max_num_seqs": 8}
-    spec = {
-        "pt": pair[0],
-        "ft": pair[1],
-        "engine_args": {**ENGINE, **engine_args, **cache},
-        "generate": {
-            "prompts": prompts,
-            "alphas": alphas,
-            "max_tokens": 24 if cache else 5,
-            "preempts": bool(cache),
-        },
-        "out": str(tmp_path / "out.pt"),
-    }
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    script = Path(tiny_models.__file__).with_name("v2_on_cpu.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "spec.json")],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=dict(os.environ),
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    rounds = torch.load(tmp_path / "out.pt", weights_only=False)
-    assert len(rounds) == 2  # cold, then from the prefix cache
-    for completions in rounds:
-        for (tokens, norms), prompt, alpha in zip(completions, prompts, alphas, strict=True):
-            assert (norms is None) == (alpha is None)
-            if alpha is not None:
-                steered.assert_true(pair, prompt, alpha, tokens, norms)

@@ -16,6 +16,8 @@ import psutil
 import tiny_models
 
 KEY = "a-key"
+MODEL = "ft"
+"""The name of FT's directory."""
 START_SECONDS = 240
 
 
@@ -34,7 +36,8 @@ class Server:
         options = ["--dtype=float32", "--enforce-eager", f"--max-model-len={tiny_models.MAX_LEN}"]
         # Prompts arrive in chunks, beside requests that decode.
         options += ["--kv-cache-memory-bytes=268435456", "--max-num-batched-tokens=96", "--max-num-seqs=64"]
-        options += [f"--port={self.port}", f"--api-key={KEY}", "--served-model-name=tiny", "--seed=0"]
+        options += [f"--port={self.port}", f"--api-key={KEY}", "--seed=0"]
+        options += ["--block-size=32"]  # the default of 128 would cache none of the tests' prompts
         command = [sys.executable, "-m", "tuco_vllm.cli", "serve", f"--pt={pair[0]}", f"--ft={pair[1]}"]
         # To vLLM this means: load no other plugin. Ours has to get onto the list.
         environment = os.environ | {"VLLM_PLUGINS": "another", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -84,13 +87,13 @@ class Server:
 
     def complete(self, **fields: Any) -> Any:
         """The JSON of a good completion."""
-        answer = self.post("/v1/completions", {"model": "tiny", **fields})
+        answer = self.post("/v1/completions", {"model": MODEL, **fields})
         assert answer.status_code == 200, answer.text
         return answer.json()
 
     def stream(self, path: str = "/v1/completions", **fields: Any) -> list[dict[str, Any]]:
         """The chunks of a good stream."""
-        answer = self.post(path, {"model": "tiny", "stream": True, **fields})
+        answer = self.post(path, {"model": MODEL, "stream": True, **fields})
         assert answer.status_code == 200, answer.text
         return parsed(answer.text)
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 import steered
 import tolerances
-from server.served import KEY
+from server.served import KEY, MODEL
 
 from tuco_vllm.records import LAYERS
 from tuco_vllm.server.page import ASSETS
@@ -62,9 +62,7 @@ def test_lists_of_prompts_and_samples(server):
     assert [choice["index"] for choice in choices] == list(range(6))
     for choice in choices:
         prompt = prompts[choice["index"] // 2]
-        truth, _ = steered.oracle(*server.pair).steer([*prompt, *choice["token_ids"][:-1]], 0.5)
-        errors = steered.norm_errors(steered.torch.as_tensor(norms(choice["tuco"])), truth[len(prompt) - 1 :])
-        assert errors.max() <= tolerances.NORMS_FLOAT32
+        steered.assert_scored(server.pair, prompt, 0.5, choice["token_ids"], norms(choice["tuco"]))
     streamed = server.stream(prompt=prompts, tuco="layers", alpha=0.5, return_token_ids=True, **sampled)
     for choice in choices:
         assert_alike(joined(streamed, choice["index"]), choice["tuco"])
@@ -111,13 +109,13 @@ def test_scores_change_nothing_else(server):
 @pytest.mark.parametrize("stream", [False, True])
 def test_chats(server, stream):
     fields = {"messages": CHAT, "max_tokens": 6, "seed": 5, "n": 2, "tuco": True, "alpha": 0.75}
-    answer = server.post("/v1/chat/completions", {"model": "tiny", **fields}).json()
+    answer = server.post("/v1/chat/completions", {"model": MODEL, **fields}).json()
     if stream:
         chunks = server.stream("/v1/chat/completions", **fields)
         for choice in answer["choices"]:
             assert_alike(joined(chunks, choice["index"]), choice["tuco"])
     else:
-        plain = server.post("/v1/chat/completions", {"model": "tiny", **fields, "alpha": 1}).json()
+        plain = server.post("/v1/chat/completions", {"model": MODEL, **fields, "alpha": 1}).json()
         [scored] = server.post("/v1/tuco/score", {"input": CHAT}).json()["data"]
         assert plain["choices"][0]["tuco"]["prompt"] == pytest.approx(
             scored["tuco"], abs=tolerances.TUCO_FLOAT32
@@ -165,7 +163,7 @@ def test_the_harness_asks_like_this(server):
 def test_the_openai_client(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY)
     wish = {"alpha": 0.5, "tuco": True}
-    options = {"model": "tiny", "max_tokens": 5, "temperature": 0.0}
+    options = {"model": MODEL, "max_tokens": 5, "temperature": 0.0}
     answer = client.completions.create(prompt="the cat", **options, extra_body=wish)
     chat = client.chat.completions.create(messages=CHAT, **options, extra_body=wish)
     streamed = list(client.completions.create(prompt="the cat", **options, stream=True, extra_body=wish))
@@ -176,9 +174,9 @@ def test_the_openai_client(server):
     )
     with pytest.raises(openai.BadRequestError, match="alpha must be a number from 0 to 2"):
         client.completions.create(prompt="the cat", **options, extra_body={"alpha": 3})
-    [model] = client.models.list().data
-    assert model.id == "tiny"
-    assert model.tuco == {"pt": server.pair[0], "ft": server.pair[1], "max_alpha": 2.0}
+    named, by_path = client.models.list().data
+    assert (named.id, by_path.id) == (answer.model, server.pair[1]) == (MODEL, server.pair[1])
+    assert named.tuco == by_path.tuco == {"pt": server.pair[0], "ft": server.pair[1], "max_alpha": 2.0}
 
     async def chats():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY) as client:
@@ -194,7 +192,7 @@ def test_the_openai_client(server):
 
 def test_prompt_scores_are_the_oracles(server):
     prompts = steered.prompts(6, longest=90, seed=26)
-    answer = server.post("/v1/tuco/score", {"model": "tiny", "input": prompts}).json()
+    answer = server.post("/v1/tuco/score", {"model": MODEL, "input": prompts}).json()
     truth = steered.oracle(*server.pair).score_batch(prompts)
     for place, (entry, true) in enumerate(zip(answer["data"], truth, strict=True)):
         assert entry["index"] == place
@@ -218,7 +216,7 @@ def test_bad_requests_name_the_field_and_harm_nothing(server, stream):
     cases += [(place, {"tuco": value}, "tuco") for value in ("all", 1) for place in ("request", "xargs")]
     cases += [("request", {"alpha": 0.5, "use_beam_search": True}, "use_beam_search")]
     for place, fields, name in cases:
-        body = {"model": "tiny", "prompt": "a", "stream": stream}
+        body = {"model": MODEL, "prompt": "a", "stream": stream}
         body |= {"vllm_xargs": fields} if place == "xargs" else fields
         answer = server.post("/v1/completions", body)
         assert answer.status_code == 400, (body, answer.text)
@@ -268,7 +266,7 @@ def test_metrics_are_on_the_page(server):
 
 
 def test_clients_that_leave_leave_nothing(server):
-    long = {"model": "tiny", "max_tokens": 200, "ignore_eos": True, "tuco": "layers", "alpha": 0.5}
+    long = {"model": MODEL, "max_tokens": 200, "ignore_eos": True, "tuco": "layers", "alpha": 0.5}
 
     async def leave():
         async with httpx.AsyncClient(

@@ -5,8 +5,9 @@ import socket
 
 import pytest
 
-from tuco_vllm.config import resolve_pair
+from tuco_vllm.config import Checkpoint, resolve_pair
 from tuco_vllm.errors import InputError
+from tuco_vllm.server import app
 
 
 @pytest.fixture
@@ -85,3 +86,37 @@ def test_a_taken_port_is_said_before_the_engine_starts(parse):
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ([], ["ft", "PATH"]),  # the first is the one that answers name
+        (["--served-model-name", "a", "b"], ["a", "b"]),
+        (["--served-model-name=PATH"], ["PATH"]),
+    ],
+)
+def test_a_directory_is_served_by_its_own_name_and_its_path(pair_dirs, monkeypatch, flags, names):
+    from tuco_vllm.engine import serving
+
+    pt, ft = pair_dirs("llama", "float32")
+    served = []
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    monkeypatch.setattr(serving, "serve", lambda arguments, _: served.append(arguments.served_model_name))
+    app.serve(pt, ft, [flag.replace("PATH", ft) for flag in flags], max_alpha=2.0)
+    assert served == [[name.replace("PATH", ft) for name in names]]
+
+
+def test_names_without_a_flag(tmp_path, monkeypatch):
+    (tmp_path / "chat").mkdir()
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "snapshot"  # where a hub's model lies
+    for given, names in (
+        ("chat", ["chat"]),
+        ("chat/", ["chat", "chat/"]),
+        ("./chat/../chat", ["chat", "./chat/../chat"]),
+        ("/", ["/"]),
+        ("org/chat", ["org/chat"]),
+        ("org/chat@v2", ["org/chat@v2"]),
+    ):
+        assert app.served_names(Checkpoint(given, elsewhere, {})) == names

@@ -12,13 +12,13 @@ import httpx
 import pytest
 import steered
 import tolerances
-from server.served import KEY, parsed
+from server.served import KEY, MODEL, parsed
 from server.test_serve import joined, norms
 
 CLIENTS = 24
 TOKENS = 6
 ALPHAS = (0.0, 0.5, 1.0, 1.5)
-GREEDY = {"model": "tiny", "temperature": 0.0, "ignore_eos": True}
+GREEDY = {"model": MODEL, "temperature": 0.0, "ignore_eos": True}
 BAD = (
     *({"alpha": value} for value in (float("nan"), float("inf"), -1, 2.5, "1", True, [], {}, 10**400)),
     *({"tuco": value} for value in (1, "all", [], {"a": 1})),
@@ -174,7 +174,9 @@ def truth(server):
     [(300, 1), pytest.param(10_000, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
 def test_mixed_requests(server, truth, requests, seed):
+    cached = server.metric("vllm:prefix_cache_hits_total")
     counts = asyncio.run(run(truth, server.url, seed, requests))
+    assert server.metric("vllm:prefix_cache_hits_total") > cached, "nothing came from the prefix cache"
     assert sum(counts.values()) == requests
     assert len(counts) == 6
     assert httpx.get(f"{server.url}/health").status_code == 200

@@ -4,8 +4,11 @@ Guarded by ``--api-key``, like all of vLLM's under /v1: /v1/tuco/score. Open: /t
 the key and holds no secret; and what vLLM leaves open (/health, /metrics, /version, /ping, /docs, ...).
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
-from tuco_vllm.config import ModelPair, resolve_pair
+from tuco_vllm.config import Checkpoint, ModelPair, resolve_pair
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.server import page, score
 from tuco_vllm.server.middleware import TucoMiddleware
@@ -32,7 +35,11 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
     # Only now: vLLM takes seconds to import, and what can be refused without it has been.
     from tuco_vllm.engine import serving
 
-    arguments = serving.parse_arguments(pair, flags, max_alpha)
+    names = served_names(pair.ft)
+    named = replace(pair, ft=replace(pair.ft, name=names[0]))
+    arguments = serving.parse_arguments(named, flags, max_alpha)
+    if arguments.served_model_name == names[:1]:  # not --served-model-name, unless it says the same
+        arguments.served_model_name = names
     if arguments.chat_template is not None:
         tokenizer.chat_template = serving.read_chat_template(arguments.chat_template)
     encoder = PromptEncoder(tokenizer)
@@ -52,6 +59,17 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
         print(f"tuco: serving {arguments.served_model_name[0]} at {where}", file=sys.stderr, flush=True)
 
     serving.serve(arguments, extend)
+
+
+def served_names(ft: Checkpoint) -> list[str]:
+    """What requests may call the model unless ``--served-model-name`` says otherwise; the first is reported.
+
+    A hub id is itself. A directory goes by its own name, which says nothing of the machine, and by the path
+    that was given.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(ft.name)))
+    own = path.name if path.is_dir() else ""
+    return list(dict.fromkeys([own or ft.name, ft.name]))
 
 
 def install(

@@ -1,0 +1,174 @@
+"""Steered requests on Model Runner V2, the default on GPUs, run on a CPU (``v2_on_cpu``)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import steered
+import tiny_models
+import torch
+
+ENGINE = {
+    "dtype": "float32",
+    "max_model_len": tiny_models.MAX_LEN,
+    "block_size": 32,  # the default of 128 would cache none of these prompts
+    "kv_cache_memory_bytes": 64 << 20,
+    "seed": 0,
+    "disable_log_stats": False,
+}
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+def run_on_v2(directory: Path, pair, requests: list[dict[str, Any]], **engine_args: Any) -> dict[str, Any]:
+    """What ``v2_on_cpu`` says of ``requests``, asked twice: cold, then from the prefix cache."""
+    pytest.importorskip("triton", reason="Triton's interpreter runs V2's kernels")
+    spec = {
+        "pt": pair[0],
+        "ft": pair[1],
+        "engine_args": {**ENGINE, **engine_args},
+        "generate": requests,
+        "out": str(directory / "out.pt"),
+    }
+    (directory / "spec.json").write_text(json.dumps(spec))
+    script = Path(tiny_models.__file__).with_name("v2_on_cpu.py")
+    run = subprocess.run(
+        [sys.executable, str(script), str(directory / "spec.json")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=dict(os.environ),
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    answer = torch.load(directory / "out.pt", weights_only=False)
+    assert len(answer["rounds"]) == 2
+    if "num_gpu_blocks_override" not in engine_args:  # there, nothing stays in it for long
+        assert answer["counters"]["vllm:prefix_cache_hits"] > 0, "the second round tested nothing new"
+    return answer
+
+
+def assert_round_is_true(pair, requests: list[dict[str, Any]], completions: list[list[Any]]) -> None:
+    """Every request of a round against the oracle; those without an alpha are plain FT and have no scores."""
+    for request, [completion] in zip(requests, completions, strict=True):
+        prompt, alpha = request["prompt"], request["alpha"]
+        tokens, norms = completion["tokens"], completion["norms"]
+        if alpha is None:
+            assert norms is None
+            assert steered.logits(pair, prompt, 1.0, tokens).argmax(dim=-1).tolist() == tokens
+        else:
+            steered.assert_true(pair, prompt, alpha, tokens, norms)
+
+
+SCARCE = {"num_gpu_blocks_override": 10, "max_model_len": 128}
+"""A cache in which requests that decode side by side run out of blocks."""
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled", "cache"),
+    [("llama", False, {}), ("qwen3", True, {}), ("llama_mha", False, SCARCE)],
+    ids=["eager", "compiled", "preempted"],
+)
+def test_a_mixed_batch(name, compiled, cache, pair_dirs, tmp_path: Path) -> None:
+    pair = pair_dirs(name, "float32")
+    prompts, alphas = steered.requests(14, longest=60 if cache else 40)
+    alphas[3] = alphas[8] = None  # plain: neither steered nor scored
+    fields = {**GREEDY, "max_tokens": 24 if cache else 5}
+    requests = [
+        {"prompt": prompt, "alpha": alpha, **fields, "logprobs": 2 if place % 3 == 0 else None}
+        for place, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True))
+    ]
+    engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 48, "max_num_seqs": 8, **cache}
+    answer = run_on_v2(tmp_path, pair, requests, **engine_args)
+    if cache:
+        assert answer["counters"]["vllm:num_preemptions"] > 0, "nothing was preempted: this tested nothing"
+    for completions in answer["rounds"]:
+        assert_round_is_true(pair, requests, completions)
+
+
+def test_speculated(pair_dirs, tmp_path: Path) -> None:
+    """n-gram drafts, on V2 by kernels of its own: rows of rejected ones are dropped."""
+    pair = pair_dirs("llama_mha", "float32")
+    prompts, alphas = steered.requests(10)
+    alphas[4] = None
+    requests = [
+        # Repetitive, so that there are drafts.
+        {"prompt": (prompt[:9] * 8)[:70], "alpha": alpha, **GREEDY, "max_tokens": 20}
+        for prompt, alpha in zip(prompts, alphas, strict=True)
+    ]
+    for request in requests[::3]:  # the steps after them have no logprobs to put the scores behind
+        request |= {"logprobs": 2, "max_tokens": 6}
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    answer = run_on_v2(
+        tmp_path,
+        pair,
+        requests,
+        enforce_eager=True,
+        speculative_config=ngram,
+        max_num_batched_tokens=128,
+        max_num_seqs=8,
+    )
+    counters = answer["counters"]
+    drafted, accepted = (counters[f"vllm:spec_decode_num_{kind}_tokens"] for kind in ("draft", "accepted"))
+    assert 0 < accepted < drafted, "no draft was accepted, or none rejected: this test tested nothing"
+    for completions in answer["rounds"]:
+        assert_round_is_true(pair, requests, completions)
+
+
+def test_64_requests_samples_and_stop_strings(pair_dirs, tmp_path: Path) -> None:
+    """64 greedy requests in small chunks; beside them, some with four seeded samples and some that stop."""
+    pair = pair_dirs("llama", "float32")
+    greedy = [
+        {"prompt": prompt, "alpha": alpha, **GREEDY, "max_tokens": 3}
+        for prompt, alpha in zip(*steered.requests(64, longest=40), strict=True)
+    ]
+    sampled = [
+        {"prompt": prompt, "alpha": alpha, "temperature": 1.0, "ignore_eos": True, "max_tokens": 3, "n": 4}
+        for prompt, alpha in zip(*steered.requests(4, longest=40, seed=5), strict=True)
+    ]
+    for seed, request in enumerate(sampled):
+        request |= {"seed": seed, "logprobs": 1}
+    stopped, cuts = zip(*stopping_requests(pair, 3), strict=True)
+    requests = [*greedy, *sampled, *stopped]
+    engine_args = {"enforce_eager": True, "max_num_batched_tokens": 96, "max_num_seqs": 96}
+    rounds = run_on_v2(tmp_path, pair, requests, **engine_args)["rounds"]
+    samples, again = ([[s["tokens"] for s in c] for c in completions[64:68]] for completions in rounds)
+    assert samples == again, "seeded samples, repeated"
+    for completions in rounds:
+        assert_round_is_true(pair, greedy, completions[:64])
+        assert_samples_are_true(pair, sampled, completions[64:68])
+        assert_round_is_true(pair, stopped, completions[68:])
+        for [completion], cut in zip(completions[68:], cuts, strict=True):
+            assert completion["tokens"] == cut
+            assert completion["finish_reason"] == "stop"
+
+
+def stopping_requests(pair, count: int) -> list[tuple[dict[str, Any], list[int]]]:
+    """Greedy requests with a stop string each that ends them early, and the tokens that are left of them."""
+    tokenizer, found, length = tiny_models.tokenizer(), [], 4
+    for prompt, alpha in zip(*steered.requests(40, longest=24, seed=6), strict=True):
+        tokens = steered.greedy(pair, prompt, alpha, length)
+        for cut in range(2, length):
+            before, text = (tokenizer.decode(tokens[:end]) for end in (cut - 1, cut))
+            stop = text[len(before) :]
+            if stop.isascii() and stop.isalnum() and stop not in before:
+                request = {"prompt": prompt, "alpha": alpha, **GREEDY, "max_tokens": length, "stop": [stop]}
+                found.append((request, tokens[:cut]))
+                break
+        if len(found) == count:
+            return found
+    raise AssertionError(f"only {len(found)} of these completions have a text to stop at")
+
+
+def assert_samples_are_true(pair, requests, completions) -> None:
+    """Each sample's scores and logprobs are the oracle's for its own tokens, and the samples are several."""
+    for request, samples in zip(requests, completions, strict=True):
+        assert len(samples) == request["n"]
+        assert len({tuple(sample["tokens"]) for sample in samples}) > 1
+        for sample in samples:
+            chosen = (pair, request["prompt"], request["alpha"], sample["tokens"])
+            steered.assert_scored(*chosen, sample["norms"])
+            steered.assert_sampled(*chosen, sample["logprobs"])
