@@ -4,9 +4,11 @@
 
 PLAN: inputs, out, pt, ft, dtype, rows_per_file, engines; kills, a list of (step, victim); fake, a folder for
 fake engines' marks, or null for vLLM's. A step is a call of the driver that makes something durable (fsync or
-rename), counted from 1; the victim dies just before it. The number of steps goes to OUT.steps in the end.
+rename), counted from 1; the victim dies just before it, and with "disk" the call fails. The number of steps
+goes to OUT.steps in the end.
 """
 
+import errno
 import json
 import os
 import signal
@@ -52,6 +54,8 @@ class Steps:
 
 
 def kill(victim):
+    if victim == "disk":
+        raise OSError(errno.ENOSPC, "the disk is full")
     if victim == "driver":
         os.kill(os.getpid(), signal.SIGKILL)
     for process in psutil.Process().children(recursive=True):

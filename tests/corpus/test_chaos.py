@@ -118,6 +118,13 @@ def test_killed_at_random_steps_and_resumed(chaos, corpus, tmp_path):
     assert "killed board" in log
 
 
+def test_a_disk_that_fills_up_ends_the_job_at_once_and_keeps_what_is_done(chaos, corpus, tmp_path):
+    code, log = chaos("out", corpus, [(14, "disk")])
+    assert code == 1
+    assert "the disk is full; finished parts stay" in log
+    assert len(read(tmp_path / "out")) >= 1000
+
+
 @pytest.mark.slow
 def test_the_driver_killed_at_every_step(chaos, corpus, tmp_path):
     chaos("whole", corpus, rows_per_file=2500)

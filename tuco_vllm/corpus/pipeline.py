@@ -23,6 +23,7 @@ earlier run cannot write, as no worker can.
 import logging
 import pickle
 import re
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
@@ -44,6 +45,9 @@ from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 
 _CHUNKS_IN_AN_ENGINE = 3
 """One that is finishing, one that keeps the engine full meanwhile, one on its way."""
+
+_THREADS_SECONDS = 20.0
+"""How long Ray Data's threads may take to end."""
 
 _STATES_SECONDS = 1.0
 """How old the engines' states may be."""
@@ -75,13 +79,14 @@ class Pipeline:
         self._start_engine, self._make_encoder = start_engine, make_encoder
         self._columns = {"layers": layers, "prompt": prompt}
         self._exits = ExitStack()
-        self._scoring: Generator[ScoredChunk, None, None] = (chunk for chunk in ())
+        self._scoring: Generator[ScoredChunk, None, None] | None = None
         self._states: dict[int, str] = {}
         self._asked = -_STATES_SECONDS
 
     def __enter__(self) -> Self:
         with ExitStack() as exits:
             exits.enter_context(self._cluster.joined())
+            self._threads = set(threading.enumerate())
             self._resources = self._cluster.engine_resources()
             self._board: Any = (
                 ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
@@ -90,8 +95,13 @@ class Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Ray Data ends its execution with its iterator, and waits for ever if Ray is gone by then.
-        self._scoring.close()
+        # Ray Data ends its execution with its iterator, and waits for ever if Ray is gone by then. Its
+        # threads have to end too: one that finds Ray gone ends this process with exit code 1, wordlessly.
+        if self._scoring is not None:
+            self._scoring.close()
+        until = time.monotonic() + _THREADS_SECONDS
+        for thread in set(threading.enumerate()) - self._threads:
+            thread.join(timeout=max(0.0, until - time.monotonic()))
         ray.kill(self._board)
         self._exits.close()
 
@@ -103,8 +113,11 @@ class Pipeline:
     def _chunks(self, source: Source) -> Generator[ScoredChunk, None, None]:
         dataset = self._dataset(source)
         try:
-            for row in dataset.iter_rows():
-                yield ScoredChunk(table=from_bytes(row.pop("chunk")), **row)
+            # Not iter_batches: it fetches ahead in a thread that does not end with the iterator.
+            for bundle in dataset.iter_internal_ref_bundles():
+                for block in bundle.blocks:
+                    for row in ray.get(block.ref).to_pylist():
+                        yield ScoredChunk(table=from_bytes(row.pop("chunk")), **row)
         except Exception as error:  # Ray Data wraps what stages raise in errors of several kinds
             raise _own_error(error) from error
 
@@ -134,8 +147,9 @@ class Pipeline:
         encoder = (self._board, self._make_encoder)
         return (
             ray.data.from_items([{"source": pickle.dumps(source)}])
-            # One reader parses several times what the engines of a rack can score, and in order.
-            .flat_map(read, compute=TaskPoolStrategy(size=1), num_cpus=1)
+            # One reader parses several times what the engines of a rack can score, and in order. It reserves
+            # less than a tokeniser so that Ray Data does not fuse the two into one process.
+            .flat_map(read, compute=TaskPoolStrategy(size=1), num_cpus=0.5)
             .map(Tokeniser, compute=tokenisers, fn_constructor_args=encoder, num_cpus=1)
             .map(EngineActor, compute=engines, fn_constructor_args=engine, **self._resources)
         )

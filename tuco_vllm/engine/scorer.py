@@ -83,7 +83,7 @@ class Scorer:
         return request
 
     def step(self) -> list[tuple[str, Tensor]]:
-        """Let the engine work. Returns the finished requests' names and norms ``[L, 4]``; raises EngineError."""
+        """Let the engine work. Returns finished requests' names and norms ``[L, 4]``; raises EngineError."""
         with _deaths():
             outputs: list[Any] = self.engine.step()
         return [(output.request_id, output.outputs.data) for output in outputs if output.finished]
