@@ -1,15 +1,17 @@
 """The driver with a fake engine: what goes in comes out once, in order, scored or with its error."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_scorer import fake_score
+from fake_scorer import LocalPipeline, fake_score
 
 from tuco_vllm.corpus import chunks
 from tuco_vllm.corpus.columns import Columns
+from tuco_vllm.errors import InputError
 
 METADATA = {
     *("tuco.schema_version", "tuco.version", "tuco.pt", "tuco.ft", "tuco.pt_fingerprint"),
@@ -153,3 +155,45 @@ def test_limit_layers_and_prompt(score, corpus, tmp_path):
     assert table["id"].to_pylist()[-1] == "b/x.jsonl:1"
     assert table.num_rows == 27
     assert not {"prompt", "ptc_norms", "cum_ftc_norms"} & set(table.column_names)
+
+
+def test_ten_thousand_broken_rows_one_of_a_megabyte_and_an_empty_file(score, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/empty.jsonl").write_text("")
+    long = json.dumps({"prompt": "x" * 2**20})
+    (tmp_path / "in/x.jsonl").write_text("broken\n" * 10_000 + '{"prompt": "good"}\n' + long + "\n")
+    score(tmp_path / "in")
+    rows = read(tmp_path / "out")
+    assert len(rows) == 10_002
+    assert {row["error"].partition(":")[0] for row in rows[:10_000]} == {"broken JSON"}
+    assert rows[10_000]["tuco"] is not None
+    assert rows[10_001]["error"].startswith("prompt has ")
+    assert len(rows[10_001]["prompt"]) == 2**20
+
+
+def test_ids_that_repeat_are_reported(score, corpus, tmp_path):
+    score(corpus, columns=Columns(id="key"))
+    record = json.loads((tmp_path / "out/_tuco/run.json").read_text())
+    assert record["duplicate_ids"] == {"ids": 1, "rows": 50, "examples": [["same", 50]]}
+    score(corpus, out="own")
+    assert json.loads((tmp_path / "own/_tuco/run.json").read_text())["duplicate_ids"] is None
+
+
+def test_a_truncated_gz_is_refused_before_anything_is_scored(score, corpus, tmp_path):
+    whole = gzip.compress((corpus / "a/x.jsonl").read_bytes() * 50)
+    (tmp_path / "x.jsonl.gz").write_bytes(whole[:-20])
+    with pytest.raises(InputError, match=r"cannot read .*x.jsonl.gz"):
+        score(tmp_path / "x.jsonl.gz")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_a_pipeline_loses_or_doubles_are_never_written(score, corpus, tmp_path, monkeypatch):
+    real = LocalPipeline.scored
+
+    def without_the_third(self, source):
+        return (chunk for n, chunk in enumerate(real(self, source)) if n != 2)
+
+    monkeypatch.setattr(LocalPipeline, "scored", without_the_third)
+    with pytest.raises(RuntimeError, match="the pipeline gave rows from 12 on, not from 8"):
+        score(corpus)
+    assert len(read(tmp_path / "out")) == 8

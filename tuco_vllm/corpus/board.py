@@ -72,6 +72,10 @@ class Board:
         """Engine number -> "starting" or "ready"."""
         return dict(self._states)
 
+    async def nodes(self) -> list[str]:
+        """The nodes that engines have come from."""
+        return sorted({node for node, _ in self._places.values()})
+
     async def begin(self, stage: str, first: int) -> Trial:
         """A stage begins with the chunk whose first row is ``first``. Returns this trial."""
         trial = self._trials.get((stage, first), Trial())

@@ -1,0 +1,39 @@
+"""How several engines of one machine without a GPU share its cores and memory."""
+
+import os
+
+import pytest
+
+from tuco_vllm.engine import arguments
+
+BIND = "VLLM_CPU_OMP_THREADS_BIND"
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Eight cores, 40 GiB free, and nothing said about either."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(arguments, "_free_memory", lambda: 40 << 30)
+    monkeypatch.setattr(arguments.current_platform, "is_cpu", lambda: True)
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setenv(BIND, "")  # so that it is put back
+    monkeypatch.delenv(BIND)
+
+
+@pytest.mark.parametrize(
+    ("place", "engines", "ranks", "bound"),
+    [(0, 2, 1, "0,2,4,6"), (1, 3, 1, "1,4,7"), (1, 2, 2, "1,5|3,7"), (9, 20, 1, "0,1,2,3,4,5,6,7")],
+)
+def test_each_engine_takes_its_share(cores, place, engines, ranks, bound):
+    given = {"tensor_parallel_size": ranks, "dtype": "float32"}
+    shared = arguments.share_cpu(place, engines, given)
+    assert os.environ[BIND] == bound
+    assert shared == {"kv_cache_memory_bytes": max((40 << 30) // (4 * engines), 1 << 30), **given}
+
+
+def test_one_engine_keeps_vllms_own_choice_and_what_is_said_stands(cores, monkeypatch):
+    assert arguments.share_cpu(0, 1, {"dtype": "auto"}) == {"dtype": "auto"}
+    assert BIND not in os.environ
+    monkeypatch.setenv(BIND, "5")
+    assert arguments.share_cpu(0, 2, {"kv_cache_memory_bytes": 7})["kv_cache_memory_bytes"] == 7
+    assert os.environ[BIND] == "5"
