@@ -71,7 +71,7 @@ def _print_environment(console: Console) -> bool:
         ("Python", platform.python_version(), "ok"),
         (vllm_name, vllm_version or "missing", "ok" if supported else "needs 0.32.x: make install"),
     ]
-    for name in ("torch", "transformers", "pyarrow"):
+    for name in ("torch", "transformers", "pyarrow", "ray"):
         version = _installed(name)[1]
         rows.append((name, version or "missing", "ok" if version else "make install"))
     _, triton = _installed("triton")

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pandas.util import hash_array
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -48,6 +47,8 @@ class Duplicates:
 
 def hash_ids(ids: pa.BinaryArray) -> Hashes:
     """A 64-bit hash of each id, the same in every process (SipHash, of pandas)."""
+    from pandas.util import hash_array  # half a second, for those who have ids of their own
+
     return hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
 
 
