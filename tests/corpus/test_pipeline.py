@@ -23,7 +23,7 @@ from tuco_vllm.corpus.pipeline import Pipeline
 from tuco_vllm.corpus.run import ScoreJob, score_corpus
 from tuco_vllm.errors import EngineError, InputError
 
-ROWS = 6_000
+ROWS = 24_000
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_whole_job_on_ray(cluster, source, models, undisturbed, tmp_path):
     pair = resolve_pair(*models)
 
     def score(out, make):
-        job = ScoreJob((source.files[0].path,), tmp_path / out, rows_per_file=2000)
+        job = ScoreJob((source.files[0].path,), tmp_path / out, rows_per_file=8000)
         score_corpus(job, pair, lambda: make(job))
         parts = sorted((tmp_path / out).glob("part-*"))
         return [pq.read_table(part) for part in parts], json.loads(

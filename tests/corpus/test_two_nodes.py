@@ -34,7 +34,7 @@ def address(monkeypatch):
 
 def test_two_engines_on_two_nodes(address, models, tmp_path):
     path = tmp_path / "x.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"prompt {n}", "n": n}) + "\n" for n in range(6000)))
+    path.write_text("".join(json.dumps({"prompt": f"prompt {n}", "n": n}) + "\n" for n in range(24_000)))
     source = Source(
         tuple(find_inputs([str(path)], out=tmp_path / "out")),
         Columns(),

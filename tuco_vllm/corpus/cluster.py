@@ -3,11 +3,14 @@
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -56,26 +59,32 @@ class Cluster:
 
     def _connect(self, temporary: str) -> None:
         level = logging.INFO if self.debug else logging.CRITICAL
+        handler: Any = signal.getsignal(signal.SIGTERM)
         try:
             if self.address is not None:
                 _check_reachable(self.address)
-                ray.init(self.address, log_to_driver=self.debug, logging_level=level)
-                return
-            ray.init(
-                "local",
-                # Slots, not cores: an engine's threads are its own matter (``engine.arguments``).
-                num_cpus=self.engines + self.tokenisers + 1,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=self.debug,
-                logging_level=level,
-                _temp_dir=temporary,
-            )
+            with nullcontext() if self.debug else _without_stderr():
+                if self.address is not None:
+                    ray.init(self.address, log_to_driver=self.debug, logging_level=level)
+                    return
+                ray.init(
+                    "local",
+                    # Slots, not cores: an engine's threads are its own matter (``engine.arguments``).
+                    num_cpus=self.engines + self.tokenisers + 1,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=self.debug,
+                    logging_level=level,
+                    _temp_dir=temporary,
+                )
         except (OSError, RuntimeError, ValueError) as error:
             what = (
                 f"reach Ray at --ray-address {self.address}" if self.address else "start Ray on this machine"
             )
             raise InputError(f"cannot {what}: {error}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which ends the process at once
 
     def engine_resources(self) -> dict[str, float]:
         """What Ray reserves for one engine. Raises InputError where there is no room for all of them."""
@@ -100,6 +109,19 @@ class Cluster:
     def engines_on_a_node(self) -> int:
         """How many engines share a machine, at most, if Ray spreads them."""
         return -(-self.engines // sum(node["Alive"] for node in ray.nodes()))
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Nothing reaches stderr, from C++ neither: Ray's core announces there that it was told to be quiet."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _check_reachable(address: str) -> None:

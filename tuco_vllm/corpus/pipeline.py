@@ -46,6 +46,9 @@ from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 _CHUNKS_IN_AN_ENGINE = 3
 """One that is finishing, one that keeps the engine full meanwhile, one on its way."""
 
+_SILENT_SECONDS = 4 * 3600.0
+"""After so long without any progress Ray Data gives up: a large model on a slow disk takes time to load."""
+
 _THREADS_SECONDS = 20.0
 """How long Ray Data's threads may take to end."""
 
@@ -187,6 +190,7 @@ def _set_up_ray_data(*, debug: bool) -> None:
     context.enable_progress_bars = debug
     context.print_on_execution_start = debug
     context.raise_original_map_exception = False
+    context.execution_no_progress_timeout_s = _SILENT_SECONDS
     if not debug:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
