@@ -12,6 +12,7 @@ from vllm import LLMEngine, PoolingParams
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.arguments import pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
+from tuco_vllm.engine.death_watch import hear_of_death
 from tuco_vllm.errors import EngineError
 
 Key = TypeVar("Key")
@@ -36,6 +37,7 @@ class Scorer:
         except Exception as error:
             reason = " ".join(str(error).split())
             raise EngineError(f"the vLLM engine did not start: {reason[:500]}") from error
+        hear_of_death(self.engine)
         model_config = self.engine.model_config
         self.max_model_len: int = model_config.max_model_len
         self.num_layers: int = model_config.hf_config.num_hidden_layers
