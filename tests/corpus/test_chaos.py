@@ -156,7 +156,8 @@ def test_vllms_engine_and_the_driver_killed(chaos, tmp_path):
     assert [(row["id"], row["prompt"]) for row in rows] == [
         (f"x.jsonl:{n}", prompt) for n, prompt in enumerate(prompts)
     ]
-    assert [row["error"] for row in rows] == [None if prompt else "the prompt is empty" for prompt in prompts]
+    errors = [None if prompt else "the prompt is empty" for prompt in prompts]
+    assert [row["error"] for row in rows] == errors
     tokenizer = load_tokenizer(tuco_vllm.demo.FT)
     oracle = Oracle(*pair)
     for row in rows[1::97]:
