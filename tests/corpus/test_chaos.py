@@ -140,7 +140,7 @@ def test_the_driver_killed_at_every_step(chaos, corpus, tmp_path):
 
 
 def test_vllms_engine_and_the_driver_killed(chaos, tmp_path):
-    """The bundled pair on real engines: every row once and, where it is looked at, with the oracle's score."""
+    """The bundled pair on real engines: every row once and, where one looks, with the oracle's score."""
     path = tmp_path / "x.jsonl"
     prompts = [f"What is {n}?" if n % 9 else "" for n in range(6000)]
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
