@@ -46,6 +46,8 @@ class Cluster:
             yield
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's workers give way to everything else by default; here they are what the machine is for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         if not self.debug:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Not under TMPDIR: the names of sockets may have 107 characters.
