@@ -81,6 +81,7 @@ class FakeScorer:
         self._queue = deque()
         self._names = 0
         self._window, self._dies_after = window, dies_after
+        self.max_num_seqs = window
 
     def submit(self, token_ids):
         assert 0 < len(token_ids) <= self.max_model_len

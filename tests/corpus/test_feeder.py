@@ -16,7 +16,8 @@ class Engine:
 
     def __init__(self, *, poison=(), dies_at_steps=(), width=4):
         type(self).made += 1
-        self.poison, self.dies_at_steps, self.width = set(poison), set(dies_at_steps), width
+        self.poison, self.dies_at_steps = set(poison), set(dies_at_steps)
+        self.width = self.max_num_seqs = width
         self.queue, self.steps, self.names, self.dead, self.closed = [], 0, 0, False, False
         self.longest_queue = 0
 
@@ -88,6 +89,7 @@ def test_one_death_by_hand_costs_no_row(feeder):
     assert values(feed.score(prompts(30))) == prompts(30)
     assert feed.starts == 2
     assert engines[0].closed
+    assert engines[1].steps < 15  # four suspects alone, the others together
 
 
 def test_a_poisonous_row_is_set_aside_after_two_deaths_and_the_others_are_scored(feeder):

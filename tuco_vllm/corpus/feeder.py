@@ -3,9 +3,10 @@
 Several callers wait in ``score`` while one thread owns the engine: the next chunk's prompts are in its queue
 before the last of this one's are done, so it never runs dry between chunks.
 
-When the engine dies, every prompt that it had is a suspect. A new engine runs the suspects one at a time: the
-one that kills this engine too has killed two, and is set aside with its error; all others are scored. A death
-while nothing was at fault (out of memory, a kill by hand) costs the time of this and nothing else.
+When the engine dies, the prompts that it was running are suspects: it takes them in order, so they are the
+oldest that it had. A new engine runs the suspects one at a time: the one that kills this engine too has
+killed two, and is set aside with its error; all others are scored. A death while nothing was at fault (out
+of memory, a kill by hand) costs the time of this and nothing else.
 
 When the process around all this dies, whoever tries its prompts again can ask for the same care: ``alone``.
 """
@@ -36,6 +37,9 @@ DEATHS_IN_A_ROW = 8
 
 class Scoring(Protocol):
     """What a feeder uses of ``engine.scorer.Scorer``."""
+
+    max_num_seqs: int
+    """How many prompts it runs at a time."""
 
     def submit(self, token_ids: list[int]) -> str:
         """Put a prompt into the queue. Returns the request's name; raises EngineError if the engine died."""
@@ -150,8 +154,10 @@ class Feeder:
             for request, norms in self._engine.step():
                 self._deliver(self._in_flight.pop(request), norms)
         except EngineError as death:
-            self._suspects.extend(self._in_flight.values())
+            items = list(self._in_flight.values())
             self._in_flight.clear()
+            self._suspects.extend(items[: self._engine.max_num_seqs])
+            self._waiting.extendleft(reversed(items[self._engine.max_num_seqs :]))
             self._replace(death)
 
     def _try_alone(self) -> None:
