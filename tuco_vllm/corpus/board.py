@@ -26,11 +26,26 @@ class EngineFacts:
 
 @dataclass(frozen=True)
 class Trial:
-    """How often a stage has begun with a chunk, and which of its rows it was alone with when it died."""
+    """How often a stage has begun with a chunk, and which of its rows it was alone with when it died.
+
+    ``attempts`` leaves out those that ended alone with a row: their cause is known. ``suspects`` are rows of
+    one such death, which may have had another cause; ``poison`` are those of two.
+    """
 
     attempts: int = 0
+    suspects: tuple[int, ...] = ()
     poison: tuple[int, ...] = ()
     alone_with: int | None = None
+
+    def again(self) -> "Trial":
+        """The next attempt, this one having died."""
+        row = self.alone_with
+        if row is None:
+            return replace(self, attempts=self.attempts + 1)
+        if row not in self.suspects:
+            return Trial(self.attempts, (*self.suspects, row), self.poison)
+        others = tuple(suspect for suspect in self.suspects if suspect != row)
+        return Trial(self.attempts, others, (*self.poison, row))
 
 
 class Board:
@@ -78,14 +93,12 @@ class Board:
 
     async def begin(self, stage: str, first: int) -> Trial:
         """A stage begins with the chunk whose first row is ``first``. Returns this trial."""
-        trial = self._trials.get((stage, first), Trial())
-        died_of = () if trial.alone_with is None else (trial.alone_with,)
-        trial = Trial(trial.attempts + 1, trial.poison + died_of)
+        trial = self._trials.get((stage, first), Trial()).again()
         self._trials[stage, first] = trial
         return trial
 
-    async def alone(self, stage: str, first: int, row: int) -> None:
-        """From here on a death is the fault of this row of the chunk."""
+    async def alone(self, stage: str, first: int, row: int | None) -> None:
+        """From here on a death is the fault of this row of the chunk; with None, of nobody known."""
         self._trials[stage, first] = replace(self._trials.get((stage, first), Trial()), alone_with=row)
 
     async def end(self, stage: str, first: int) -> None:

@@ -16,6 +16,10 @@ import ray
 
 from tuco_vllm.errors import InputError
 
+_DEAD_SECONDS = 20
+"""So long do processes of a cluster started here look for its head, which dies with this process only. Ray's
+minute is for clusters whose head comes back; engines would keep their GPUs for as long."""
+
 _OBJECT_STORE_BYTES = 1 << 30
 """Of a cluster started here. What lies there is chunks on their way: some megabytes for each engine."""
 
@@ -48,6 +52,8 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's workers give way to everything else by default; here they are what the machine is for.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        if self.address is None:
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_DEAD_SECONDS))
         if not self.debug:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Not under TMPDIR: the names of sockets may have 107 characters.

@@ -8,7 +8,7 @@ Which guarantee comes from where:
   is one chunk (``chunks.py``) here, and its block size is set so low that a block is one row.
 - A process that dies is replaced and its chunk done again: Ray (actor restarts, task retries, lineage), for
   ever. So ``board.py`` counts: after two deaths an engine takes the chunk's rows one by one, and one that is
-  alone with its process when that dies is set aside; what finds no end in ``_ATTEMPTS`` ends the job.
+  twice alone with its process when that dies is set aside; what finds no end in ``_ATTEMPTS`` ends the job.
 - An engine that dies inside its actor is replaced, and a row that kills two is set aside: ``feeder.py``.
 - Every row exactly once, in order: Ray Data's ``preserve_order`` hands chunks to the driver in reading order,
   the driver checks that each begins where the last one ended, and only the driver writes (``writer.py``,
