@@ -28,8 +28,17 @@ def dump(which: str, spec: dict[str, Any], directory: Path) -> dict[str, Any]:
     return torch.load(out)
 
 
-@pytest.mark.parametrize("pair_name", ["llama", "mistral_windowed_ft", "qwen3"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("pair_name", "dtype"),
+    [
+        ("llama", "float32"),
+        ("mistral_windowed_ft", "float32"),
+        ("qwen3", "float32"),
+        ("llama", "bfloat16"),
+        pytest.param("mistral_windowed_ft", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("qwen3", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_ft_stream_is_stock_vllm(pair_name: str, dtype: str, pair_dirs, tmp_path: Path) -> None:
     pt, ft = pair_dirs(pair_name, dtype)
     prompts = tiny_models.prompts(5, seed=7)

@@ -28,7 +28,7 @@ def served(request: pytest.FixtureRequest, pair_dirs, tmp_path_factory):
     if eager:
         pair = pair_dirs("llama", "float32")
     else:  # deeper than three layers: there are miscompilations that only start with the fourth
-        pair = tiny_models.make_pair("mistral", tmp_path_factory.mktemp("deep"), num_hidden_layers=6)
+        pair = tiny_models.make_pair("mistral", tmp_path_factory.mktemp("deep"), num_hidden_layers=5)
     with TucoLLM(*pair, task="generate", enforce_eager=eager, **ENGINE) as llm:
         yield pair, llm
 

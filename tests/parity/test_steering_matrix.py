@@ -3,6 +3,7 @@
 Runner V2 has a file of its own, ``test_steering_v2``.
 """
 
+import pytest
 import steered
 import tiny_models
 from vllm import SamplingParams
@@ -69,8 +70,10 @@ def test_speculated(pair_dirs) -> None:
     assert_all_true(pair, prompts, alphas, outputs)
 
 
-def test_two_ranks(pair_dirs) -> None:
+@pytest.mark.parametrize("eager", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_two_ranks(eager: bool, pair_dirs) -> None:
     pair = pair_dirs("qwen3", "float32")
     prompts, alphas = steered.requests(16)
-    with TucoLLM(*pair, task="generate", tensor_parallel_size=2, max_num_batched_tokens=96, **ENGINE) as llm:
+    ranks = {"tensor_parallel_size": 2, "max_num_batched_tokens": 96, "enforce_eager": eager}
+    with TucoLLM(*pair, task="generate", **ranks, **ENGINE) as llm:
         assert_all_true(pair, prompts, alphas, llm.generate(prompts, GREEDY, alphas))

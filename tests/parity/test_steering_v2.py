@@ -69,7 +69,11 @@ SCARCE = {"num_gpu_blocks_override": 10, "max_model_len": 128}
 
 @pytest.mark.parametrize(
     ("name", "compiled", "cache"),
-    [("llama", False, {}), ("qwen3", True, {}), ("llama_mha", False, SCARCE)],
+    [
+        ("llama", False, {}),
+        pytest.param("qwen3", True, {}, marks=pytest.mark.slow),
+        ("llama_mha", False, SCARCE),
+    ],
     ids=["eager", "compiled", "preempted"],
 )
 def test_a_mixed_batch(name, compiled, cache, pair_dirs, tmp_path: Path) -> None:
