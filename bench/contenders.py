@@ -1,4 +1,4 @@
-"""Five ways to score the same prompts, each alive in a process of its own.
+"""Six ways to score the same prompts, each alive in a process of its own.
 
 Processes live through a whole run and wait on a pipe while another one works, so contenders can take turns
 and a slow minute of the machine hits all of them. An engine runs inside its contender's process
@@ -89,15 +89,26 @@ def pt_all_tokens(spec: Spec) -> Run:
 
 def hf_batch1(spec: Spec) -> Run:
     """The Hugging Face reference, one prompt at a time."""
-    return _hugging_face(spec, batch_size=1)
+    return _hugging_face(_oracle(spec), batch_size=1)
 
 
 def hf_batched(spec: Spec) -> Run:
     """The Hugging Face reference as one would run it on a corpus: sorted by length, padded, batches of 8."""
-    return _hugging_face(spec, batch_size=8)
+    return _hugging_face(_oracle(spec), batch_size=8)
 
 
-CONTENDERS = {builder.__name__: builder for builder in (tuco, stock, pt_all_tokens, hf_batch1, hf_batched)}
+def hf_causal_lms(spec: Spec) -> Run:
+    """The same with models that have their head, padding on the left and a mask (``two_causal_lms``)."""
+    import torch
+    from two_causal_lms import TwoCausalLMs
+
+    return _hugging_face(TwoCausalLMs(spec.pt, spec.ft, getattr(torch, spec.dtype)), batch_size=8)
+
+
+CONTENDERS = {
+    builder.__name__: builder
+    for builder in (tuco, stock, pt_all_tokens, hf_batch1, hf_batched, hf_causal_lms)
+}
 SCORES = [name for name in CONTENDERS if name != "stock"]
 """Those that return norms."""
 
@@ -121,19 +132,23 @@ def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
     return run
 
 
-def _hugging_face(spec: Spec, batch_size: int) -> Run:
+def _oracle(spec: Spec) -> Any:
     import torch
 
     from tuco_vllm.oracle import Oracle
 
-    oracle = Oracle(spec.pt, spec.ft, dtype=getattr(torch, spec.dtype))
+    return Oracle(spec.pt, spec.ft, dtype=getattr(torch, spec.dtype))
+
+
+def _hugging_face(pair: Any, batch_size: int) -> Run:
+    """``pair`` has a method ``norms``: prompts -> ``[B, L, 4]``."""
 
     def run(prompts: Prompts) -> list[Any]:
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         norms: list[Any] = [None] * len(prompts)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            for index, norms_L4 in zip(batch, oracle.norms([prompts[i] for i in batch]), strict=True):
+            for index, norms_L4 in zip(batch, pair.norms([prompts[i] for i in batch]), strict=True):
                 norms[index] = norms_L4
         return norms
 

@@ -63,8 +63,8 @@ class Oracle:
         batch = torch.arange(len(prompts), device=self.device)
 
         with _Float64Stays():
-            inputs, ft_updates = _run(self.ft, {"input_ids": ids_BT}, (batch, lengths - 1))
-            _, pt_updates = _run(self.pt, {"inputs_embeds": inputs[0]}, (batch, lengths - 1), inputs)
+            inputs, ft_updates = layer_updates(self.ft, {"input_ids": ids_BT}, (batch, lengths - 1))
+            _, pt_updates = layer_updates(self.pt, {"inputs_embeds": inputs[0]}, (batch, lengths - 1), inputs)
             layers, ptc, ftc = [], torch.zeros(()), torch.zeros(())
             for f_pt, f_ft in zip(pt_updates, ft_updates, strict=True):
                 ptc, ftc = ptc + f_pt, ftc + (f_ft - f_pt)
@@ -142,7 +142,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     raise ValueError(f"{type(model).__name__} has no list of {wanted} decoder layers")
 
 
-def _run(
+def layer_updates(
     model: nn.Module,
     inputs: dict[str, Tensor],
     last: tuple[Tensor, Tensor],
