@@ -6,6 +6,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Asked whether there is a GPU, torch would start CUDA, and no process forked later could use it.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import importlib.util
 from collections.abc import Callable
@@ -19,6 +21,22 @@ ROOT = Path(__file__).parents[1]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full", action="store_true", help="the whole correctness matrix instead of a pairwise cover"
+    )
+    parser.addoption(
+        "--dry-gpu", action="store_true", help="without a GPU, run tests/gpu on a CPU: for who writes them"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if not config.getoption("--dry-gpu"):
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return "--dry-gpu: there is a CUDA device, so this is no dry run"
+    return (
+        "--dry-gpu: tests/gpu on a CPU, without attention backends and CUDA graphs; of the modes that then "
+        "compute alike, only the first. It proves nothing about a GPU."
     )
 
 

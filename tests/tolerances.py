@@ -28,6 +28,11 @@ FINAL_HIDDEN = {"float32": 1e-5, "bfloat16": 2e-2}
 """FT's final hidden rows against stock vLLM's, relative to the row's norm: the last layer runs on R rows
 instead of T, so its matrix products are blocked differently; all before it must be equal bit for bit."""
 
+TIED_LOGPROBS = {"float32": 1e-4, "bfloat16": 0.1}
+"""Two tokens so near to each other, by stock vLLM's own logprobs, that the order in which a sum is rounded
+decides between them. Logits of the tiny pairs go up to about 10, where bfloat16 has steps of 2**-5 to 2**-4;
+in float32 FINAL_HIDDEN times that."""
+
 KERNEL_NORM = {"float32": 2e-6, "float16": 1.05 * 2**-10, "bfloat16": 1.05 * 2**-7}
 """A norm kernel's outputs against float64, relative: two roundings of half a unit in the last place (to the
 weight's dtype, to x's) and, all of it in float32, a sum, a tree of additions, rsqrt and a product."""

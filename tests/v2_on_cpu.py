@@ -4,8 +4,9 @@
 
 V2 refuses a CPU because it finds no Triton backend there. It gets one that says "active" and compiles
 nothing, with Triton's interpreter behind it. Real are then the V2 runner, its input preparation, attention
-metadata, block tables and pooling; not covered are CUDA graphs, streams, tensor parallelism and Triton's
-compiled code. The engine runs inside this process, so that what is set up here holds for it.
+metadata, block tables and pooling; not covered are CUDA graphs (but for the padding that they bring, see
+``pad_batches``), streams, tensor parallelism and Triton's compiled code. The engine runs inside this process,
+so that what is set up here holds for it.
 """
 
 import os
@@ -59,18 +60,43 @@ def with_bool_mask(method: Any, position: int) -> Any:
     return call
 
 
+def pad_batches(sizes: list[int]) -> list[int]:
+    """From now on every step is padded as if piecewise CUDA graphs had been captured for ``sizes`` tokens.
+
+    All that reads and writes padded batches is then real; left out is that graphs are recorded and replayed.
+    Returns a list that grows by the number of pad tokens of every step.
+    """
+    from vllm.config import CUDAGraphMode
+    from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
+
+    def dispatch(_: Any, num_reqs: int, num_tokens: int, *args: Any, **kwargs: Any) -> Any:
+        padded = min((size for size in sizes if size >= num_tokens), default=None)
+        if padded is None:
+            return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs)
+        added.append(padded - num_tokens)
+        return BatchExecutionDescriptor(CUDAGraphMode.PIECEWISE, padded, None)
+
+    added: list[int] = []
+    CudaGraphManager.dispatch = dispatch
+    return added
+
+
 def main(spec_file: str) -> None:
     """SPEC: pt, ft, engine_args, out (the file for what comes back), and either
 
     rounds: lists of token-id prompts; out holds each round's norms; or
     generate: requests, each a prompt, an alpha (null: plain FT) and fields of SamplingParams; out holds what
     two rounds of them gave, a list of completions for each request, and the engine's counters.
+
+    With pad_to, a list of sizes, batches are padded (``pad_batches``).
     """
     pretend_triton_has_a_cpu_backend()
     import torch
 
     spec = json.loads(Path(spec_file).read_text())
+    pads = pad_batches(spec["pad_to"]) if "pad_to" in spec else None
     torch.save(generate(spec) if "generate" in spec else score(spec), spec["out"])
+    assert pads is None or any(pads), "no step was padded"
 
 
 def score(spec: dict[str, Any]) -> Any:

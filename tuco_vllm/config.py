@@ -114,6 +114,8 @@ def resolve_pair(
         _read_checkpoint("PT", str(pt), trust_remote_code), _read_checkpoint("FT", str(ft), trust_remote_code)
     )
     _check_fit(pair.pt, pair.ft)
+    if not weights:
+        return pair
     for checkpoint in (pair.pt, pair.ft):
         if not _local(checkpoint.name).is_dir():
             _fetch(checkpoint.name, [*_CONFIG_FILES, "*.safetensors"], commit=checkpoint.directory.name)

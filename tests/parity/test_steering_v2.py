@@ -1,16 +1,12 @@
 """Steered requests on Model Runner V2, the default on GPUs, run on a CPU (``v2_on_cpu``)."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import steered
 import tiny_models
-import torch
+from v2_process import run_on_v2
 
 ENGINE = {
     "dtype": "float32",
@@ -23,28 +19,10 @@ ENGINE = {
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
-def run_on_v2(directory: Path, pair, requests: list[dict[str, Any]], **engine_args: Any) -> dict[str, Any]:
-    """What ``v2_on_cpu`` says of ``requests``, asked twice: cold, then from the prefix cache."""
-    pytest.importorskip("triton", reason="Triton's interpreter runs V2's kernels")
-    spec = {
-        "pt": pair[0],
-        "ft": pair[1],
-        "engine_args": {**ENGINE, **engine_args},
-        "generate": requests,
-        "out": str(directory / "out.pt"),
-    }
-    (directory / "spec.json").write_text(json.dumps(spec))
-    script = Path(tiny_models.__file__).with_name("v2_on_cpu.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(directory / "spec.json")],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=dict(os.environ),
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    answer = torch.load(directory / "out.pt", weights_only=False)
+def asked_twice(directory: Path, pair, requests: list[dict[str, Any]], **engine_args: Any) -> dict[str, Any]:
+    """What ``v2_on_cpu`` says of ``requests``: cold, then from the prefix cache."""
+    spec = {"pt": pair[0], "ft": pair[1], "engine_args": {**ENGINE, **engine_args}, "generate": requests}
+    answer = run_on_v2(directory, spec)
     assert len(answer["rounds"]) == 2
     if "num_gpu_blocks_override" not in engine_args:  # there, nothing stays in it for long
         assert answer["counters"]["vllm:prefix_cache_hits"] > 0, "the second round tested nothing new"
@@ -86,7 +64,7 @@ def test_a_mixed_batch(name, compiled, cache, pair_dirs, tmp_path: Path) -> None
         for place, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True))
     ]
     engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 48, "max_num_seqs": 8, **cache}
-    answer = run_on_v2(tmp_path, pair, requests, **engine_args)
+    answer = asked_twice(tmp_path, pair, requests, **engine_args)
     if cache:
         assert answer["counters"]["vllm:num_preemptions"] > 0, "nothing was preempted: this tested nothing"
     for completions in answer["rounds"]:
@@ -106,7 +84,7 @@ def test_speculated(pair_dirs, tmp_path: Path) -> None:
     for request in requests[::3]:  # the steps after them have no logprobs to put the scores behind
         request |= {"logprobs": 2, "max_tokens": 6}
     ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    answer = run_on_v2(
+    answer = asked_twice(
         tmp_path,
         pair,
         requests,
@@ -139,7 +117,7 @@ def test_64_requests_samples_and_stop_strings(compiled, pair_dirs, tmp_path: Pat
     stopped, cuts = zip(*stopping_requests(pair, 3), strict=True)
     requests = [*greedy, *sampled, *stopped]
     engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 96, "max_num_seqs": 96}
-    rounds = run_on_v2(tmp_path, pair, requests, **engine_args)["rounds"]
+    rounds = asked_twice(tmp_path, pair, requests, **engine_args)["rounds"]
     samples, again = ([[s["tokens"] for s in c] for c in completions[64:68]] for completions in rounds)
     assert samples == again, "seeded samples, repeated"
     for completions in rounds:

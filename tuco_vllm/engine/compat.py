@@ -20,6 +20,8 @@ never silently. When vLLM is upgraded, this is the file to read, then ``tests/pa
 | LogprobsTensors, LogprobsLists | score_columns.py | what scores travel in |
 | make_arg_parser, build_app, serve_http, ... | serving.py | `vllm serve` cannot be added to |
 | set_model_tag | pair_model.py | two compiled models in one engine, a cache directory each |
+| breakable_cuda_graphs | pair_config.py | to refuse them: they freeze a forward's control flow |
+| async_tensor_h2d | steering_rows.py | a step's rows onto the device, past the step before |
 """
 
 from importlib import import_module
@@ -27,6 +29,7 @@ from typing import Any
 
 import vllm
 from vllm.compilation.backends import set_model_tag
+from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled as breakable_cuda_graphs
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CacheConfig, CUDAGraphMode, VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
@@ -50,6 +53,7 @@ from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.platforms import current_platform
 from vllm.transformers_utils.config import get_config
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
@@ -100,6 +104,8 @@ __all__ = [
     "VllmConfig",
     "VocabParallelEmbedding",
     "WeightsMapper",
+    "async_tensor_h2d",
+    "breakable_cuda_graphs",
     "current_platform",
     "get_attn_backend",
     "get_config",

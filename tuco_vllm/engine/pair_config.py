@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tuco_vllm.engine.compat import VllmConfig
+from tuco_vllm.engine.compat import CUDAGraphMode, VllmConfig, breakable_cuda_graphs
 
 SCHEDULER = "tuco_vllm.engine.scheduler.steering_scheduler"
 WORKER = "tuco_vllm.engine.steering_v1.SteeringWorker"
@@ -36,6 +36,8 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
     speculative: Any = vllm_config.speculative_config
     generates = model.runner_type == "generate"
     aux: Any = getattr(vllm_config, "aux_output_config", None)
+    full_graphs_alone = vllm_config.compilation_config.cudagraph_mode == CUDAGraphMode.FULL
+    breakable = breakable_cuda_graphs() and not model.enforce_eager
     reasons = {
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
@@ -48,6 +50,9 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
         "watermarking": getattr(vllm_config, "watermark_config", None) is not None,
         "enable_return_routed_experts": bool(getattr(aux, "enable_return_routed_experts", False)),
         "prompt embeddings": bool(getattr(model, "enable_prompt_embeds", False)),
+        # Why neither kind of CUDA graph: see ``rows``.
+        "cudagraph_mode FULL (FULL_AND_PIECEWISE, vLLM's default, works)": full_graphs_alone,
+        "breakable CUDA graphs (VLLM_USE_BREAKABLE_CUDAGRAPH=0 is without)": breakable,
         "kv_sharing_fast_prefill": bool(vllm_config.cache_config.kv_sharing_fast_prefill),
         "speculative decoding other than ngram": speculative is not None
         and not (generates and speculative.method == "ngram"),

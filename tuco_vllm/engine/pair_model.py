@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tuco_vllm.config import ModelPair, resolve_pair
@@ -156,7 +155,7 @@ class TucoForCausalLM(nn.Module):
                 input_ids, positions, *self.rows.tensors(plan), inputs_embeds=embeds
             )
         self._scores = norms_CN.new_full((plan.num_logits, norms_CN.shape[1]), float("nan"))
-        self._scores[torch.from_numpy(plan.logits_C).to(norms_CN.device, non_blocking=True)] = norms_CN
+        self._scores[self.rows.on_device(plan.logits_C)] = norms_CN
         return hidden_TH
 
     def take_scores(self) -> Tensor | None:

@@ -11,6 +11,26 @@ runner changes.
 
 A chunk of a prompt that does not end it yields a row too, whose numbers nobody reads: one row is cheaper
 than telling the two apart.
+
+CUDA graphs: what holds and why
+-------------------------------
+Piecewise graphs only. There attention, the cache's update included, runs between the graphs, eagerly and by
+the step's own metadata, so that of the rows a graph holds only their number R. A graph is found by the padded
+number of tokens T; so R is a function of T, and the rows lie in a buffer that stays where it is
+(``LastRows``). It is filled on the stream that the graphs run on: a step scheduled ahead of the one before
+overwrites it only when that one is done.
+
+Pad rows are -1 and come last. As an index that is the last token, real or pad, and to the kernels it is no
+row; attention stops at ``num_actual_tokens``, the real rows. What a pad row computes from there, stale
+numbers or NaN, meets no other row, and the pooler cuts it off. Pad tokens have slot -1, which no cache takes.
+
+A capture has as many rows: runner V1 gives it no metadata, V2 that of min(T, max_num_seqs) requests. The
+norms that a graph returns lie in its own memory until the next replay; the forward pads them into a copy.
+
+A full graph, or a breakable one, would also hold the Python around the layers and the metadata: the rows of
+the batch it was captured with. ``AttentionCGSupport.NEVER`` makes vLLM take PIECEWISE where it was told
+FULL_AND_PIECEWISE; the others are refused (``pair_config``). Steps with PT's rows in an engine that generates
+use no graphs (``steering_rows``), and plain steps there are FT's.
 """
 
 from collections.abc import Callable
@@ -55,6 +75,10 @@ def rows_backend(backend: type[AttentionBackend], select: Selection) -> type[Att
     class RowsBuilder(stock_builder):
         """Stock metadata for the batch that ``select`` makes of a batch."""
 
+        # Where several KV-cache groups have one kind of layer, vLLM takes the first group's metadata and puts
+        # the whole batch's block table and slots into it: those of requests that ``select`` leaves out too.
+        supports_update_block_table = False
+
         @classmethod
         def get_cudagraph_support(cls, *args: Any, **kwargs: Any) -> AttentionCGSupport:
             # A full graph would freeze the rows of the batch it was captured with.
@@ -84,10 +108,10 @@ def last_tokens(batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata
 
 def one_token_queries(batch: CommonAttentionMetadata) -> CommonAttentionMetadata:
     """The batch as its requests' last tokens alone: same contexts, same blocks, one query each."""
-    starts = torch.arange(batch.num_reqs + 1, dtype=batch.query_start_loc.dtype)
+    count, dtype = batch.num_reqs + 1, batch.query_start_loc.dtype
     return batch.replace(
-        query_start_loc=starts.to(batch.query_start_loc.device, non_blocking=True),
-        query_start_loc_cpu=starts,
+        query_start_loc=torch.arange(count, dtype=dtype, device=batch.query_start_loc.device),
+        query_start_loc_cpu=torch.arange(count, dtype=dtype),
         num_actual_tokens=batch.num_reqs,
         max_query_len=1,
         positions=None,

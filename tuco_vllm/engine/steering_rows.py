@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuco_vllm.engine.compat import CommonAttentionMetadata, CUDAGraphMode, VllmConfig, get_forward_context
+from tuco_vllm.engine.compat import (
+    CommonAttentionMetadata,
+    CUDAGraphMode,
+    VllmConfig,
+    async_tensor_h2d,
+    get_forward_context,
+)
 from tuco_vllm.engine.step_plan import StepPlan
 
 
@@ -42,30 +48,29 @@ class SteeringRows:
         plan = self.plan
         if plan is None:
             return None
-        requests_M = self._on_device(plan.requests_M)
-        starts = torch.from_numpy(plan.query_starts)
+        requests_M = self.on_device(plan.requests_M)
         upper_bound = batch.seq_lens_cpu_upper_bound
         selected = batch.replace(
-            query_start_loc=starts.to(self.device, non_blocking=True),
-            query_start_loc_cpu=starts,
+            query_start_loc=self.on_device(plan.query_starts),
+            query_start_loc_cpu=torch.from_numpy(plan.query_starts),
             seq_lens=batch.seq_lens[requests_M],
             seq_lens_cpu_upper_bound=None if upper_bound is None else upper_bound[plan.requests_M],
             num_reqs=len(plan.requests_M),
             num_actual_tokens=len(plan.rows_S),
             max_query_len=int(np.diff(plan.query_starts).max()),
             block_table_tensor=batch.block_table_tensor[requests_M],
-            slot_mapping=batch.slot_mapping[self._on_device(plan.tokens_U)],
+            slot_mapping=batch.slot_mapping[self.on_device(plan.tokens_U)],
             positions=None,
             is_prefilling=None,
             req_idx=None,
             _num_computed_tokens_cache=None,
             _token_to_req_indices_cache=None,
         )
-        return selected, self._on_device(plan.rows_S)
+        return selected, self.on_device(plan.rows_S)
 
     def tensors(self, plan: StepPlan) -> RowTensors:
         """The plan's rows for the model."""
-        return RowTensors(*(self._on_device(getattr(plan, name)) for name in RowTensors._fields))
+        return RowTensors(*(self.on_device(getattr(plan, name)) for name in RowTensors._fields))
 
     def for_profiling(self, num_tokens: int) -> RowTensors:
         """Rows of the most expensive step. What a compiler sees equal here it may take for one, and vLLM
@@ -89,7 +94,7 @@ class SteeringRows:
         no CUDA graph is replayed: one is recorded for a number of tokens T, which says nothing of U, S, C."""
         context: Any = get_forward_context()
         slots, mode = context.slot_mapping, context.cudagraph_runtime_mode
-        tokens_U = self._on_device(plan.tokens_U)
+        tokens_U = self.on_device(plan.tokens_U)
         chosen = {id(slots[name]): slots[name][tokens_U] for name in layer_names}
         context.slot_mapping = {**slots, **{name: chosen[id(slots[name])] for name in layer_names}}
         context.cudagraph_runtime_mode = CUDAGraphMode.NONE
@@ -98,5 +103,7 @@ class SteeringRows:
         finally:
             context.slot_mapping, context.cudagraph_runtime_mode = slots, mode
 
-    def _on_device(self, values: Any) -> Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
+    def on_device(self, values: Any) -> Tensor:
+        """A numpy array on the device. By way of pinned memory: a copy out of any other may wait until the
+        device has finished the step before, and scheduling ahead of it would be for nothing."""
+        return async_tensor_h2d(values, device=self.device)
