@@ -154,7 +154,7 @@ def pair_of(name: str, quick: bool, scratch: Path) -> tuple[str, str]:
     if name == "demo":
         return str(PT), str(FT)
     if not (scratch / name).exists():
-        pair = write_pair((SMOKE_SHAPES if quick else SHAPES)[name], scratch / name)
+        pair = write_pair((SMOKE_SHAPES if quick else SHAPES)[name], scratch / name, "bfloat16")
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(FT / file, pair[1])
     return str(scratch / name / "pt"), str(scratch / name / "ft")

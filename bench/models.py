@@ -58,12 +58,14 @@ SMOKE_SHAPES = {
 }
 
 
-def write_pair(shape: Shape, directory: Path) -> tuple[str, str]:
-    """Save a random float32 pair below ``directory``; returns the directories (pt, ft).
+def write_pair(shape: Shape, directory: Path, dtype: str = "float32") -> tuple[str, str]:
+    """Save a random pair below ``directory``; returns the directories (pt, ft).
 
     Weights have variance 1 / fan-in, so activations stay of order one through any number of layers. FT is
     PT plus noise of half its size: PTC and FTC are of one order, and a wrong executor shows.
     """
+    from copy import deepcopy
+
     import torch
     from transformers import LlamaForCausalLM
 
@@ -81,7 +83,7 @@ def write_pair(shape: Shape, directory: Path) -> tuple[str, str]:
     for side, scale in (("pt", 1.0), ("ft", 0.5)):
         perturb(scale)
         paths.append(str(directory / side))
-        model.save_pretrained(paths[-1])
+        deepcopy(model).to(getattr(torch, dtype)).save_pretrained(paths[-1])
     return paths[0], paths[1]
 
 

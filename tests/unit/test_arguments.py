@@ -1,9 +1,10 @@
-"""How several engines of one machine without a GPU share its cores and memory."""
+"""Engine arguments: a pair's dtype, and how several engines of a machine without a GPU share it."""
 
 import os
 
 import pytest
 
+from tuco_vllm.config import Checkpoint, ModelPair
 from tuco_vllm.engine import arguments
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
@@ -37,3 +38,19 @@ def test_one_engine_keeps_vllms_own_choice_and_what_is_said_stands(cores, monkey
     monkeypatch.setenv(BIND, "5")
     assert arguments.share_cpu(0, 2, {"kv_cache_memory_bytes": 7})["kv_cache_memory_bytes"] == 7
     assert os.environ[BIND] == "5"
+
+
+@pytest.mark.parametrize(
+    ("stated", "asked", "dtype"),
+    [
+        ({"dtype": "float32"}, {}, "bfloat16"),
+        ({"torch_dtype": "float32"}, {"dtype": "auto"}, "bfloat16"),
+        ({"dtype": "float32"}, {"dtype": "float32"}, "float32"),
+        ({"dtype": "float16"}, {}, "auto"),
+        ({}, {}, "auto"),
+    ],
+)
+def test_scores_of_float32_checkpoints_are_not_float16s(monkeypatch, tmp_path, stated, asked, dtype):
+    monkeypatch.setattr(arguments.current_platform, "is_cpu", lambda: False)  # nothing is bound or reserved
+    ft = Checkpoint("ft", tmp_path, stated)
+    assert arguments.pair_arguments(ModelPair(ft, ft), "pooling", asked).dtype == dtype

@@ -32,6 +32,11 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
         config_format="hf",  # Mistral's repositories carry a second format of config and weights
         **{"disable_log_stats": True, **engine_args},
     )
+    stated = pair.ft.config.get("dtype", pair.ft.config.get("torch_dtype"))
+    if arguments.dtype == "auto" and stated == "float32":
+        # What vLLM generates with. To pool it takes float16, whose range a large model's stream may leave,
+        # and which a CPU computes slowly.
+        arguments.dtype = str(current_platform.supported_dtypes[0]).removeprefix("torch.")
     if current_platform.is_cpu():
         fit_to_cpu(arguments)
     return arguments
