@@ -94,7 +94,7 @@ def test_deaths_cost_no_row_and_double_none_and_what_causes_them_is_set_aside(
     # Twice alone; before that, twice with its chunk, unless it was there that a process was killed by hand.
     assert 2 <= marks.count("deadly") <= 4
     assert marks.count("poison") >= 2
-    assert len({chunk.process for chunk in chunks}) > 2
+    assert marks.count("engine") > 4  # two processes to begin with, and others for those that died
     assert max(chunk.starts for chunk in chunks) > 1
 
 
