@@ -18,21 +18,21 @@ class DeadlyScorer(FakeScorer):
         poison: token ids that an engine dies of whenever it runs them; its process survives.
         deadly: token ids that kill the engine's process.
         kill_at: numbers of scored rows at which the process is killed, once each in the whole job.
-        together: so many engines must have come before the first of them works.
+        together: so many engines must have been given work before the first of them does any.
     """
 
     def __init__(self, place=0, engines=1, *, folder, poison=(), deadly=(), kill_at=(), together=1):
         super().__init__()
         (Path(folder) / f"engine-{os.getpid()}").touch()
-        while len(list(Path(folder).glob("engine-*"))) < together:
-            time.sleep(0.01)
-        self._folder = Path(folder)
+        self._folder, self._together = Path(folder), together
         self._poison, self._deadly, self._kill_at = map(list, (poison, deadly, kill_at))
         self._dead = False
 
     def step(self):
         if self._dead:
             raise EngineError("boom")
+        if self._together > 1:
+            self._wait_for_the_others()
         running = [ids for _, ids in list(self._queue)[: self._window]]
         if any(ids in self._deadly for ids in running):
             self._mark("deadly")
@@ -46,6 +46,12 @@ class DeadlyScorer(FakeScorer):
             if self.scored >= rows and self._mark(f"kill-{rows}", once=True):
                 os.kill(os.getpid(), signal.SIGKILL)
         return done
+
+    def _wait_for_the_others(self):
+        (self._folder / f"working-{os.getpid()}").touch()
+        while len(list(self._folder.glob("working-*"))) < self._together:
+            time.sleep(0.01)
+        self._together = 1
 
     def _mark(self, name, *, once=False):
         if not once:
