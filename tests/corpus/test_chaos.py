@@ -138,12 +138,13 @@ def test_a_disk_that_fills_up_ends_the_job_at_once_and_keeps_what_is_done(chaos,
 
 @pytest.mark.slow
 def test_the_driver_killed_at_every_step(chaos, corpus, tmp_path):
-    chaos("whole", corpus, rows_per_file=2500)
+    """Of a job of two parts: all that makes the first and the last of them durable."""
+    chaos("whole", corpus, rows_per_file=3000)
     whole = read(tmp_path / "whole")
     for step in range(1, int((tmp_path / "whole.steps").read_text()) + 1):
         out = f"out-{step}"
-        assert chaos(out, corpus, [(step, "driver")], rows_per_file=2500)[0] == -9
-        code, log = chaos(out, corpus, rows_per_file=2500)
+        assert chaos(out, corpus, [(step, "driver")], rows_per_file=3000)[0] == -9
+        code, log = chaos(out, corpus, rows_per_file=3000)
         assert code == 0, log
         assert read(tmp_path / out) == whole, f"killed before step {step}"
 
