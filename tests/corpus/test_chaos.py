@@ -137,6 +137,7 @@ def test_a_disk_that_fills_up_ends_the_job_at_once_and_keeps_what_is_done(chaos,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_driver_killed_at_every_step(chaos, corpus, tmp_path):
     """Of a job of two parts: all that makes the first and the last of them durable."""
     chaos("whole", corpus, rows_per_file=3000)
