@@ -90,3 +90,15 @@ def assert_same(a: Any, b: Any, what: str) -> None:
     assert list(a.token_ids) == list(b.token_ids), f"{what}: other tokens"
     assert len(a.tuco) == len(b.tuco) == len(a.token_ids), f"{what}: a score for every token"
     assert max(abs(x - y) for x, y in zip(a.tuco, b.tuco, strict=True)) <= tolerances.TUCO_FLOAT32, what
+
+
+def assert_round_is_true(pair, requests: list[dict[str, Any]], completions: list[list[Any]]) -> None:
+    """Every request of a round against the oracle; those without an alpha are plain FT and have no scores."""
+    for request, [completion] in zip(requests, completions, strict=True):
+        prompt, alpha = request["prompt"], request["alpha"]
+        tokens, norms = completion["tokens"], completion["norms"]
+        if alpha is None:
+            assert norms is None
+            assert logits(pair, prompt, 1.0, tokens).argmax(dim=-1).tolist() == tokens
+        else:
+            assert_true(pair, prompt, alpha, tokens, norms)

@@ -53,10 +53,4 @@ def test_steered(pair_dirs, tmp_path: Path) -> None:
     engine_args = {**cell.engine_args(), "max_num_seqs": 8, "disable_log_stats": False}
     spec = {"pt": pair[0], "ft": pair[1], "engine_args": engine_args, "generate": requests, "pad_to": PAD_TO}
     for completions in run_on_v2(tmp_path, spec)["rounds"]:
-        for prompt, alpha, [completion] in zip(prompts, wishes, completions, strict=True):
-            tokens, norms = completion["tokens"], completion["norms"]
-            if alpha is None:
-                assert norms is None
-                assert steered.logits(pair, prompt, 1.0, tokens).argmax(dim=-1).tolist() == tokens
-            else:
-                steered.assert_true(pair, prompt, alpha, tokens, norms)
+        steered.assert_round_is_true(pair, requests, completions)

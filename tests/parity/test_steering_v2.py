@@ -29,18 +29,6 @@ def asked_twice(directory: Path, pair, requests: list[dict[str, Any]], **engine_
     return answer
 
 
-def assert_round_is_true(pair, requests: list[dict[str, Any]], completions: list[list[Any]]) -> None:
-    """Every request of a round against the oracle; those without an alpha are plain FT and have no scores."""
-    for request, [completion] in zip(requests, completions, strict=True):
-        prompt, alpha = request["prompt"], request["alpha"]
-        tokens, norms = completion["tokens"], completion["norms"]
-        if alpha is None:
-            assert norms is None
-            assert steered.logits(pair, prompt, 1.0, tokens).argmax(dim=-1).tolist() == tokens
-        else:
-            steered.assert_true(pair, prompt, alpha, tokens, norms)
-
-
 SCARCE = {"num_gpu_blocks_override": 10, "max_model_len": 128}
 """A cache in which requests that decode side by side run out of blocks."""
 
@@ -68,7 +56,7 @@ def test_a_mixed_batch(name, compiled, cache, pair_dirs, tmp_path: Path) -> None
     if cache:
         assert answer["counters"]["vllm:num_preemptions"] > 0, "nothing was preempted: this tested nothing"
     for completions in answer["rounds"]:
-        assert_round_is_true(pair, requests, completions)
+        steered.assert_round_is_true(pair, requests, completions)
 
 
 def test_speculated(pair_dirs, tmp_path: Path) -> None:
@@ -97,7 +85,7 @@ def test_speculated(pair_dirs, tmp_path: Path) -> None:
     drafted, accepted = (counters[f"vllm:spec_decode_num_{kind}_tokens"] for kind in ("draft", "accepted"))
     assert 0 < accepted < drafted, "no draft was accepted, or none rejected: this test tested nothing"
     for completions in answer["rounds"]:
-        assert_round_is_true(pair, requests, completions)
+        steered.assert_round_is_true(pair, requests, completions)
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -121,9 +109,9 @@ def test_64_requests_samples_and_stop_strings(compiled, pair_dirs, tmp_path: Pat
     samples, again = ([[s["tokens"] for s in c] for c in completions[64:68]] for completions in rounds)
     assert samples == again, "seeded samples, repeated"
     for completions in rounds:
-        assert_round_is_true(pair, greedy, completions[:64])
+        steered.assert_round_is_true(pair, greedy, completions[:64])
         assert_samples_are_true(pair, sampled, completions[64:68])
-        assert_round_is_true(pair, stopped, completions[68:])
+        steered.assert_round_is_true(pair, stopped, completions[68:])
         for [completion], cut in zip(completions[68:], cuts, strict=True):
             assert completion["tokens"] == cut
             assert completion["finish_reason"] == "stop"
