@@ -1,20 +1,10 @@
 """The arithmetic behind bench/corpus.py: its prompts, its model of what saturates, its sums over samples."""
 
 import math
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 
 WORDS = {"a": 1, "few": 1, "unlikely": 3, "words": 2}
-
-
-@pytest.fixture(scope="module")
-def bench():
-    """Imports a module of the folder of benchmarks, which is no package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2] / "bench")
-        yield import_module
 
 
 @pytest.fixture

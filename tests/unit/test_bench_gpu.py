@@ -1,6 +1,5 @@
 """The arithmetic behind bench/gpu.py against hand-computed numbers, its plan and its clock."""
 
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,6 @@ from tuco_vllm.config import resolve_pair
 from tuco_vllm.errors import InputError
 
 GIB = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def bench():
-    """Imports a module of the folder of benchmarks, which is no package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2] / "bench")
-        yield import_module
 
 
 @pytest.fixture
