@@ -1,6 +1,6 @@
 """What does ``tuco score`` cost beside its engine, how far does it scale, does it hold for a million rows?
 
-    python bench/corpus.py [--ratio] [--engines 1 2] [--resume] [--stages]     # all four if none is named
+    python bench/corpus.py [--ratio [PAIR]] [--engines 1 2] [--resume] [--stages]  # all four if none is named
     python bench/corpus.py --long 1000000 [--data DIR] [--minutes 120]
 
 Physics. A row costs its engine FLOPs; all else is work of other processes: parse, tokenise, pack (reader and
@@ -53,6 +53,7 @@ from tuco_vllm.demo import FT, PT
 
 SHORT = 15
 CELLS = (("demo", LONG), ("demo", SHORT), ("gqa", LONG))
+PAIRS = ("demo", "gqa")
 H200_8B = 30_000.0
 """Tokens/s of an engine: an assumption, of an H200 and a pair of 8B models."""
 LAYERS_8B = 32
@@ -92,7 +93,13 @@ def parse() -> argparse.Namespace:
         "engines 1 and 2. Nothing else should run on the machine; a GPU or a cluster is not needed.",
     )
     add = parser.add_argument
-    add("--ratio", action="store_true", help="pipeline / bare engine: three cells, floor 0.90, goal 0.97")
+    add(
+        "--ratio",
+        nargs="*",
+        choices=PAIRS,
+        metavar="PAIR",
+        help="pipeline / bare engine, floor 0.90, goal 0.97: two cells of the demo pair, one of the gqa pair",
+    )
     add("--engines", type=int, nargs="+", metavar="N", help="the same corpus with these numbers of engines")
     add("--resume", action="store_true", help="what going on costs at 0, 10, 50 and 90 percent done")
     add("--stages", action="store_true", help="each stage by itself, Ray's share, what saturates first")
@@ -113,9 +120,11 @@ def parse() -> argparse.Namespace:
     add("--no-record", dest="record", action="store_false", help="append nothing to bench/results")
     add("--quick", action="store_true", help="a smoke run: tiny, one round, eager, nothing recorded")
     options = parser.parse_args()
+    if options.ratio == []:
+        options.ratio = PAIRS
     if not (options.ratio or options.engines or options.resume or options.stages or options.long):
-        options.ratio = options.resume = options.stages = True
-        options.engines = [1, 2]
+        options.ratio, options.engines = PAIRS, [1, 2]
+        options.resume = options.stages = True
     if options.quick:
         options.record, options.eager, options.rounds, options.seconds = False, True, 1, 1.0
         options.resume_rows = min(options.resume_rows, 3000)
@@ -131,7 +140,10 @@ def modes(options: argparse.Namespace, scratch: Path, console: Console) -> Itera
     words = vocabulary(options.data)
     speeds: dict[str, float] = {}
     for place, (name, tokens) in enumerate(CELLS):
-        sides = {*((0, 1) if options.ratio else ()), *((options.engines or ()) if place == 0 else ())}
+        sides = {
+            *((0, 1) if name in (options.ratio or ()) else ()),
+            *((options.engines or ()) if place == 0 else ()),
+        }
         if sides:
             pair = pair_of(name, options.quick, scratch)
             cell = {"pair": name, **measure_cell(pair, tokens, sorted(sides), words, options, scratch)}
