@@ -140,10 +140,9 @@ def modes(options: argparse.Namespace, scratch: Path, console: Console) -> Itera
     words = vocabulary(options.data)
     speeds: dict[str, float] = {}
     for place, (name, tokens) in enumerate(CELLS):
-        sides = {
-            *((0, 1) if name in (options.ratio or ()) else ()),
-            *((options.engines or ()) if place == 0 else ()),
-        }
+        sides = {0, 1} if name in (options.ratio or ()) else set()
+        if place == 0:
+            sides.update(options.engines or ())
         if sides:
             pair = pair_of(name, options.quick, scratch)
             cell = {"pair": name, **measure_cell(pair, tokens, sorted(sides), words, options, scratch)}
