@@ -34,6 +34,7 @@ class Cell:
             "max_model_len": tiny_models.MAX_LEN,
             "block_size": 32,  # small blocks, so that short prompts hit the prefix cache
             "enable_prefix_caching": True,
+            "disable_log_stats": False,  # the tests read vLLM's counters
             "kv_cache_memory_bytes": 64 << 20,
             "tensor_parallel_size": self.tensor_parallel,
         }

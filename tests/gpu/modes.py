@@ -122,8 +122,3 @@ def assert_runs_as(mode: Mode, engine: Any, *, asynchronous: bool, layers: int) 
     assert "vllm.v1.worker.gpu.model_runner" in found["runner"], f"not the V2 runner: {found['runner']}"
     assert found["backends"] == [mode.backend]
     assert (found["captured"] > 0) == (not mode.eager)
-
-
-def counter(engine: Any, name: str) -> float:
-    """A counter of vLLM's own, such as "num_preemptions"."""
-    return sum(metric.value for metric in engine.get_metrics() if metric.name == f"vllm:{name}")

@@ -8,8 +8,9 @@ import tiny_models
 import torch
 from gpu import modes
 from gpu.modes import Mode
+from scored import ScoresAreTrue, ScoringEngine, assert_true_when_preempted
 from torch import Tensor
-from truth import assert_close, true_norms, tuco
+from truth import assert_close
 
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.engine.scorer import Scorer
@@ -29,15 +30,12 @@ MODES = [
 ]
 
 
-class Engine:
+class Engine(ScoringEngine):
     """A mode's running engine and its pair."""
 
-    def __init__(self, mode: Mode, pair: tuple[str, str], **more) -> None:
-        self.mode, self.pair = mode, pair
-        self.scorer = Scorer(resolve_pair(*pair), **mode.engine_args(**more))
-
-    def norms(self, prompts: Sequence[list[int]]) -> Tensor:
-        return torch.stack([norms for _, norms in self.scorer.stream(enumerate(prompts))])
+    def __init__(self, mode: Mode, pair: tuple[str, str]) -> None:
+        super().__init__(pair, mode.dtype, mode.engine_args())
+        self.mode = mode
 
     def norms_of_one_batch(self, prompts: Sequence[list[int]]) -> Tensor:
         """All queued before the first step, so that the step's size is theirs and no accident."""
@@ -48,9 +46,6 @@ class Engine:
         while len(done) < len(names):
             done.update(self.scorer.step())
         return torch.stack([done[name] for name in names])
-
-    def check(self, prompts: list[list[int]]) -> None:
-        assert_close(self.norms(prompts), self.pair, prompts, self.mode.dtype)
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +63,8 @@ def test_runs_what_was_asked_for(engine: Engine) -> None:
     )
 
 
-def test_batched_then_warm(engine: Engine) -> None:
-    prompts = tiny_models.prompts(24)  # of one token to the longest the engine takes
-    engine.check(prompts)
-    hits = modes.counter(engine.scorer.engine, "prefix_cache_hits")
-    engine.check(prompts)
-    assert modes.counter(engine.scorer.engine, "prefix_cache_hits") > hits, "the second round tested nothing"
-
-
-def test_shared_prefixes(engine: Engine) -> None:
-    _, stem = tiny_models.prompts(2, seed=2, longest=200)
-    tails = tiny_models.prompts(8, seed=3, longest=50)
-    # Ends in the middle of a block, on its edge, one past it; prefixes of each other; one prompt twice.
-    cuts = [stem[:n] for n in (31, 32, 33, 64, 96, 97, 128, 160)]
-    engine.check([stem, *[stem + tail for tail in tails], *cuts, stem])
-    engine.check([cut + tail for cut, tail in zip(cuts, tails, strict=True)])
-
-
-def test_many_at_once_in_any_order(engine: Engine) -> None:
-    prompts = tiny_models.prompts(220, seed=4, longest=90)
-    random.Random(5).shuffle(prompts)
-    engine.check(prompts)
+class TestEveryMode(ScoresAreTrue):
+    pass
 
 
 def test_pad_rows(engine: Engine) -> None:
@@ -116,17 +92,6 @@ def assert_close_to_rounding(norms: Tensor, engine: Engine, prompts: list[list[i
     assert_close(norms, engine.pair, prompts, engine.mode.dtype)
 
 
-def test_the_comparison_would_notice(engine: Engine) -> None:
-    """A score of the neighbouring prompt, or one token less of context, is far outside the tolerance."""
-    prompts = tiny_models.prompts(8, seed=6)
-    norms = engine.norms(prompts)
-    with pytest.raises(AssertionError):
-        assert_close(norms.roll(1, dims=0), engine.pair, prompts, engine.mode.dtype)
-    shorter = [prompt[1:] or prompt for prompt in prompts]
-    moved = (tuco(norms) - tuco(true_norms(engine.pair, shorter))).abs()
-    assert moved[1:].max() > 1e-4
-
-
 @pytest.mark.parametrize(
     ("graphs", "breakable", "named"),
     [("FULL", "0", "cudagraph_mode FULL"), ("PIECEWISE", "1", "breakable CUDA graphs")],
@@ -143,21 +108,5 @@ def test_graphs_that_would_freeze_the_rows_are_refused(
 
 
 def test_preempted(pair_dirs) -> None:
-    """A cache far too small for the prompts that run at once."""
     mode = Mode("TRITON_ATTN", "PIECEWISE", "float32", "llama", asynchronous=True)
-    engine = Engine(
-        mode,
-        pair_dirs(mode.pair, mode.dtype),
-        num_gpu_blocks_override=14,  # one prompt of the longest takes 8
-        long_prefill_token_threshold=32,  # so that all running prompts grow together, and collide
-        max_num_seqs=8,
-        max_num_batched_tokens=256,
-    )
-    try:
-        prompts = [prompt for seed in range(12) for prompt in tiny_models.prompts(2, seed=seed)]
-        norms = engine.norms(prompts)
-        preemptions = modes.counter(engine.scorer.engine, "num_preemptions")
-    finally:
-        engine.scorer.close()
-    assert preemptions > 0, "nothing was preempted: this test tested nothing"
-    assert_close(norms, engine.pair, prompts, mode.dtype)
+    assert_true_when_preempted(pair_dirs(mode.pair, mode.dtype), mode.dtype, mode.engine_args())

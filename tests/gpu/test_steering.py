@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import steered
 import tiny_models
+from counters import counter
 from gpu import judge, modes
 from gpu.judge import Case
 from gpu.modes import Mode
@@ -92,9 +93,9 @@ def test_runs_what_was_asked_for(engine: Engine) -> None:
 def test_a_mixed_batch_then_warm(engine: Engine) -> None:
     prompts, alphas = mixed(64)
     engine.check(engine.greedy(prompts, alphas, 8))
-    hits = modes.counter(engine.llm, "prefix_cache_hits")
+    hits = counter(engine.llm, "prefix_cache_hits")
     engine.check(engine.greedy(prompts, alphas, 8))
-    assert modes.counter(engine.llm, "prefix_cache_hits") > hits, "the second round tested nothing new"
+    assert counter(engine.llm, "prefix_cache_hits") > hits, "the second round tested nothing new"
 
 
 def test_alone_as_in_a_batch(engine: Engine) -> None:
@@ -184,7 +185,7 @@ def test_preempted(pair_dirs) -> None:
     try:
         prompts, alphas = mixed(16, longest=150)
         cases = engine.greedy(prompts, alphas, 40)
-        preemptions = modes.counter(engine.llm, "num_preemptions")
+        preemptions = counter(engine.llm, "num_preemptions")
     finally:
         engine.tuco.close()
     assert preemptions > 0, "nothing was preempted: this test tested nothing"
@@ -200,7 +201,7 @@ def test_speculated(pair_dirs) -> None:
         prompts = [(prompt[:9] * 8)[:70] for prompt in prompts]  # repetitive, so that there are drafts
         cases = engine.greedy(prompts, alphas, 30)
         cases += engine.greedy(prompts, alphas, 12, logprobs=2)
-        counts = [modes.counter(engine.llm, f"spec_decode_num_{k}_tokens") for k in ("accepted", "draft")]
+        counts = [counter(engine.llm, f"spec_decode_num_{k}_tokens") for k in ("accepted", "draft")]
     finally:
         engine.tuco.close()
     assert 0 < counts[0] < counts[1], "no draft was accepted, or none rejected: this test tested nothing"

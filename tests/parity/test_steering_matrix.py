@@ -6,6 +6,7 @@ Runner V2 has a file of its own, ``test_steering_v2``.
 import pytest
 import steered
 import tiny_models
+from counters import counter
 from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
@@ -26,10 +27,6 @@ def assert_all_true(pair, prompts, alphas, outputs) -> None:
         steered.assert_true(pair, prompt, alpha, completion.token_ids, completion.tuco_norms)
 
 
-def metric(llm: TucoLLM, name: str) -> int:
-    return sum(m.value for m in llm._engine.llm.get_metrics() if m.name == name)
-
-
 def test_preempted(pair_dirs) -> None:
     pair = pair_dirs("llama", "float32")
     prompts, alphas = steered.requests(16, longest=150)
@@ -43,7 +40,7 @@ def test_preempted(pair_dirs) -> None:
         **{**ENGINE, "disable_log_stats": False},
     ) as llm:
         outputs = llm.generate(prompts, params, alphas)
-        preemptions = metric(llm, "vllm:num_preemptions")
+        preemptions = counter(llm._engine.llm, "num_preemptions")
     assert preemptions > 0, "nothing was preempted: this test tested nothing"
     assert_all_true(pair, prompts, alphas, outputs)
 
@@ -64,8 +61,8 @@ def test_speculated(pair_dirs) -> None:
         **{**ENGINE, "disable_log_stats": False},
     ) as llm:
         outputs = llm.generate(prompts, params, alphas)
-        drafted = metric(llm, "vllm:spec_decode_num_draft_tokens")
-        accepted = metric(llm, "vllm:spec_decode_num_accepted_tokens")
+        drafted = counter(llm._engine.llm, "spec_decode_num_draft_tokens")
+        accepted = counter(llm._engine.llm, "spec_decode_num_accepted_tokens")
     assert 0 < accepted < drafted, "no draft was accepted, or none rejected: this test tested nothing"
     assert_all_true(pair, prompts, alphas, outputs)
 

@@ -1,0 +1,88 @@
+"""What every scoring engine is asked, on a CPU and on a GPU: are its norms the oracle's?"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from counters import counter
+from torch import Tensor
+from truth import assert_close, true_norms, tuco
+
+from tuco_vllm.config import resolve_pair
+from tuco_vllm.engine.scorer import Scorer
+
+
+class ScoringEngine:
+    """A running engine, the directories of its pair and the dtype that its norms are judged in."""
+
+    def __init__(self, pair: tuple[str, str], dtype: str, engine_args: dict[str, Any]) -> None:
+        self.pair, self.dtype = pair, dtype
+        self.scorer = Scorer(resolve_pair(*pair), **engine_args)
+
+    def norms(self, prompts: Sequence[list[int]]) -> Tensor:
+        results = list(self.scorer.stream(enumerate(prompts)))
+        assert [key for key, _ in results] == list(range(len(prompts)))
+        return torch.stack([norms for _, norms in results])
+
+    def check(self, prompts: list[list[int]]) -> None:
+        assert_close(self.norms(prompts), self.pair, prompts, self.dtype)
+
+
+class ScoresAreTrue:
+    """Tests of a fixture ``engine``: 1 token to the longest, 220 at once, cold, warm and shared prefixes.
+
+    A module inherits them as ``class Test...(ScoresAreTrue)``.
+    """
+
+    def test_batched_then_warm(self, engine: ScoringEngine) -> None:
+        prompts = tiny_models.prompts(24)
+        engine.check(prompts)  # cold
+        hits = counter(engine.scorer.engine, "prefix_cache_hits")
+        engine.check(prompts)  # every full block cached
+        again = counter(engine.scorer.engine, "prefix_cache_hits")
+        assert again > hits, "nothing came from the cache: this tested nothing new"
+
+    def test_shared_prefixes(self, engine: ScoringEngine) -> None:
+        _, stem = tiny_models.prompts(2, seed=2, longest=200)
+        tails = tiny_models.prompts(8, seed=3, longest=50)
+        # Ends in the middle of a block, on its edge, one past it; prefixes of each other; one prompt twice.
+        cuts = [stem[:n] for n in (31, 32, 33, 64, 96, 97, 128, 160)]
+        engine.check([stem, *[stem + tail for tail in tails], *cuts, stem])
+        engine.check([cut + tail for cut, tail in zip(cuts, tails, strict=True)])
+
+    def test_many_at_once_in_any_order(self, engine: ScoringEngine) -> None:
+        prompts = tiny_models.prompts(220, seed=4, longest=90)
+        random.Random(5).shuffle(prompts)
+        engine.check(prompts)
+
+    def test_the_comparison_would_notice(self, engine: ScoringEngine) -> None:
+        """A score of the neighbouring prompt, or one token less of context, is far outside the tolerance."""
+        prompts = tiny_models.prompts(8, seed=6)
+        norms = engine.norms(prompts)
+        with pytest.raises(AssertionError):
+            assert_close(norms.roll(1, dims=0), engine.pair, prompts, engine.dtype)
+        shorter = [prompt[1:] or prompt for prompt in prompts]
+        moved = (tuco(norms) - tuco(true_norms(engine.pair, shorter))).abs()
+        assert moved[1:].max() > 1e-4
+
+
+def assert_true_when_preempted(pair: tuple[str, str], dtype: str, engine_args: dict[str, Any]) -> None:
+    """Scores are the oracle's with a KV cache far too small for the prompts that run at once."""
+    scarce = {
+        "num_gpu_blocks_override": 14,  # one prompt of the longest takes 8
+        "long_prefill_token_threshold": 32,  # so that all running prompts grow together, and collide
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 256,
+    }
+    engine = ScoringEngine(pair, dtype, engine_args | scarce)
+    try:
+        prompts = [prompt for seed in range(12) for prompt in tiny_models.prompts(2, seed=seed)]
+        norms = engine.norms(prompts)
+        preemptions = counter(engine.scorer.engine, "num_preemptions")
+    finally:
+        engine.scorer.close()
+    assert preemptions > 0, "nothing was preempted: this tested nothing"
+    assert_close(norms, pair, prompts, dtype)
