@@ -53,6 +53,7 @@ COVER = [
     Cell("mistral_windowed_ft", dtype="bfloat16", chunk=48),
     Cell("qwen3", compiled=True, tensor_parallel=2, chunk=48),
     Cell("qwen3", dtype="bfloat16"),
+    Cell("llama_mha", dtype="float16", chunk=48),
 ]
 
 

@@ -17,7 +17,7 @@ SIZES = {
 
 def write_model(directory: Path, architecture: str = "LlamaForCausalLM", **changes) -> Path:
     """A model directory with a config and three tensors; a change of None leaves the key out."""
-    stated = {"architectures": [architecture], "intermediate_size": 32, "vocab_size": 64, **SIZES, **changes}
+    stated = {"architectures": [architecture], "intermediate_size": 32, "vocab_size": 512, **SIZES, **changes}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps({k: v for k, v in stated.items() if v is not None}))
     random = np.random.default_rng(0)

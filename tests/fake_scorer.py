@@ -133,7 +133,7 @@ class LocalPipeline:
         return self._scorer.scored
 
     def scored(self, source):
-        encoder = self._job.encoder(self.tokenizer)
+        encoder = self._job.encoder(self.tokenizer, None)
         encoder.max_model_len = self._scorer.max_model_len
         first, columns = source.skip, {"layers": self._job.layers, "prompt": self._job.prompt}
         for chunk in source.chunks():

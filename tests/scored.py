@@ -58,6 +58,17 @@ class ScoresAreTrue:
         random.Random(5).shuffle(prompts)
         engine.check(prompts)
 
+    def test_streams_side_by_side(self, engine: ScoringEngine) -> None:
+        """A step that one of them makes finishes prompts of the other."""
+        prompts = tiny_models.prompts(12, seed=7, longest=60)
+        norms: list[list[Tensor]] = [[], []]
+        outer = engine.scorer.stream(enumerate(prompts))
+        norms[0].append(next(outer)[1])
+        norms[1] += [of for _, of in engine.scorer.stream(enumerate(prompts[::-1]))]
+        norms[0] += [of for _, of in outer]
+        assert_close(torch.stack(norms[0]), engine.pair, prompts, engine.dtype)
+        assert_close(torch.stack(norms[1]), engine.pair, prompts[::-1], engine.dtype)
+
     def test_the_comparison_would_notice(self, engine: ScoringEngine) -> None:
         """A score of the neighbouring prompt, or one token less of context, is far outside the tolerance."""
         prompts = tiny_models.prompts(8, seed=6)

@@ -17,9 +17,9 @@ NOISE_FLOOR = {"float32": 1e-6, "bfloat16": 2e-3}
 products on few rows and on many give the same bits. Libraries that block by row count need some room; the
 bound is below the 5e-3 that normalising a rounded sum costs in bfloat16."""
 
-BFLOAT16_FACTOR = 2.0
-"""The engine's largest bfloat16 error against Hugging Face's own in bfloat16 on the same prompts: both round
-at the same places, in a different order. A factor, so that no absolute figure has to be invented."""
+SIXTEEN_BIT_FACTOR = 2.0
+"""The engine's largest error in bfloat16 or float16 against Hugging Face's own in it, on the same prompts: both
+round at the same places, in another order. A factor, so that no absolute figure has to be invented."""
 
 ORACLE_FLOAT64 = 1e-9
 """Two ways to the same float64 number (batched, alone; sums against the stream), relative."""

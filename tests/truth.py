@@ -40,10 +40,10 @@ def assert_close(norms: Tensor, pair: tuple[str, str], prompts: Sequence[Sequenc
         assert errors.max() <= tolerances.NORMS_FLOAT32, _worst(errors, prompts)
         assert tuco_errors.max() <= tolerances.TUCO_FLOAT32, _worst(tuco_errors, prompts)
         return
-    own = oracle(*pair, torch.bfloat16).norms(prompts)
-    assert errors.max() <= tolerances.BFLOAT16_FACTOR * norm_errors(own, truth).max(), _worst(errors, prompts)
+    own, factor = oracle(*pair, getattr(torch, dtype)).norms(prompts), tolerances.SIXTEEN_BIT_FACTOR
+    assert errors.max() <= factor * norm_errors(own, truth).max(), _worst(errors, prompts)
     own_tuco = (tuco(own) - tuco(truth)).abs().max()
-    assert tuco_errors.max() <= tolerances.BFLOAT16_FACTOR * own_tuco, _worst(tuco_errors, prompts)
+    assert tuco_errors.max() <= factor * own_tuco, _worst(tuco_errors, prompts)
 
 
 def _worst(errors: Tensor, prompts: Sequence[Sequence[int]]) -> str:

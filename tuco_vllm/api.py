@@ -9,7 +9,7 @@ from tuco_vllm.config import resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import PromptEncoder, PromptError, load_tokenizer
 from tuco_vllm.records import PromptInput, TucoScore
-from tuco_vllm.steering import MAX_ALPHA, Steering, parse_alpha
+from tuco_vllm.steering import ALPHA, MAX_ALPHA, TUCO, Steering, parse_alpha
 
 if TYPE_CHECKING:
     from tuco_vllm.engine.generator import RequestOutput, SamplingParams
@@ -53,7 +53,11 @@ class TucoLLM:
         self.pair = resolve_pair(pt, ft, trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(self.pair.ft.directory, trust_remote_code=trust_remote_code)
         self._encoder = PromptEncoder(
-            self.tokenizer, chat_template=chat_template, system_prompt=system_prompt, on_long=on_long
+            self.tokenizer,
+            vocab_size=self.pair.ft.config.get("vocab_size"),
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            on_long=on_long,
         )
         self.max_alpha = max_alpha
 
@@ -122,7 +126,11 @@ class TucoLLM:
         params = _one_each(sampling_params, len(encoded), "sampling_params")
         alphas = _one_each(alpha, len(encoded), "alpha")
         steerings = []
-        for place, value in enumerate(alphas):
+        for place, (value, wanted) in enumerate(zip(alphas, params, strict=True)):
+            extra = getattr(wanted, "extra_args", None) or {}
+            for name in (ALPHA, TUCO):
+                if name in extra:
+                    raise InputError(f"prompt {place}: {name} is in extra_args: say alpha= and scores= here")
             try:
                 steerings.append(Steering(parse_alpha(value, self.max_alpha), scores))
             except InputError as error:
@@ -156,6 +164,8 @@ class TucoLLM:
 
 def _one_each(value: Any, count: int, name: str) -> list[Any]:
     """``value`` for each of ``count`` prompts: itself a sequence of as many, or one for all."""
+    if hasattr(value, "tolist"):  # an array or a number of NumPy's or torch's
+        value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * count
     if len(value) != count:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -97,7 +98,8 @@ def _score(arguments: argparse.Namespace) -> int:
     try:
         score_corpus(job, pair, open_pipeline)
     except KeyboardInterrupt:
-        print(f"tuco: interrupted; the same command goes on from what {job.out} holds", file=sys.stderr)
+        goes_on = f"the same command (without --overwrite) goes on from what {job.out} holds"
+        print(f"tuco: interrupted; {goes_on}", file=sys.stderr)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -109,11 +111,12 @@ def _score_job(arguments: argparse.Namespace) -> "ScoreJob":
     from tuco_vllm.corpus.columns import Columns
     from tuco_vllm.corpus.run import ScoreJob
 
+    messages = None if arguments.messages_column == "none" else arguments.messages_column
     return ScoreJob(
         inputs=tuple(arguments.inputs),
         out=arguments.out,
         file_format=arguments.format,
-        columns=Columns(arguments.prompt_column, arguments.messages_column, arguments.id_column),
+        columns=Columns(arguments.prompt_column, messages, arguments.id_column),
         chat_template=arguments.chat_template,
         system_prompt=arguments.system_prompt,
         on_long=arguments.on_long,
@@ -205,7 +208,7 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     formats = ("auto", "jsonl", "csv", "parquet", "txt")
     add("--format", choices=formats, default="auto", help="default: by extension")
     add("--prompt-column", default="prompt", metavar="NAME", help="default: %(default)s")
-    add("--messages-column", default="messages", metavar="NAME", help="chats; they win over the prompt")
+    add("--messages-column", default="messages", metavar="NAME|none", help="chats; they win over the prompt")
     add("--id-column", metavar="NAME", help="default: ids are PATH:RECORD_NUMBER")
     add("--chat-template", default="auto", metavar="auto|none|FILE", help="FILE also wraps plain prompts")
     add("--system-prompt", metavar="TEXT", help="wraps plain prompts in the chat template, after this")
@@ -235,17 +238,16 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _alpha(text: str) -> float:
-    number = float(text)
-    if not 1.0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 up")
-    return number
+    with suppress(ValueError):
+        if 1.0 <= (number := float(text)) < float("inf"):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 if __name__ == "__main__":

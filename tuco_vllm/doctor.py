@@ -54,7 +54,7 @@ def noise_floor(ft: Path, **engine_args: Any) -> tuple[list[float], str]:
     """
     draw = random.Random(0)
     with TucoLLM(ft, ft, **{"enforce_eager": True, "max_model_len": _NOISE_TOKENS, **engine_args}) as llm:
-        vocabulary = len(llm.tokenizer)
+        vocabulary = min(len(llm.tokenizer), llm.pair.ft.config.get("vocab_size", len(llm.tokenizer)))
         prompts = [
             [draw.randrange(vocabulary) for _ in range(draw.randint(1, _NOISE_TOKENS))]
             for _ in range(_NOISE_PROMPTS)
@@ -98,6 +98,8 @@ def _installed(*names: str) -> tuple[str, str | None]:
 
 
 def _device() -> tuple[str, str]:
+    if importlib.util.find_spec("torch") is None:
+        return "unknown", "make install"
     import torch
 
     if torch.cuda.is_available():

@@ -2,16 +2,17 @@
 
 A new metric goes here. Each takes the running L1 norms of one prompt, in layer order:
 ``cum_ptc_norms[l] = |P_{l+1}|_1`` and ``cum_ftc_norms[l] = |F_{l+1}|_1``, 0 <= l < L
-(paper §4.4; arXiv 2506.23423).
+(paper §4.4; arXiv 2506.23423). Of norms that are infinite or NaN, as an overflow leaves them, it is NaN.
 """
 
+import math
 from collections.abc import Sequence
 
 
 def fraction(ftc_norm: float, ptc_norm: float) -> float:
     """ftc / (ptc + ftc): in [0, 1]; 0/0 is 0, as a model that changes nothing contributes nothing."""
     total = ptc_norm + ftc_norm
-    return ftc_norm / total if total > 0.0 else 0.0
+    return ftc_norm / total if total != 0.0 else 0.0
 
 
 def tuco(cum_ptc_norms: Sequence[float], cum_ftc_norms: Sequence[float]) -> float:
@@ -26,7 +27,8 @@ def preco(cum_ptc_norms: Sequence[float], cum_ftc_norms: Sequence[float]) -> flo
 
 def beta_max(cum_ptc_norms: Sequence[float], cum_ftc_norms: Sequence[float]) -> float:
     """beta of §4.4: the largest beta_l, 1 <= l <= L. It bounds |x_L^FT - x_L^PT|_1 (Prop. 4.2)."""
-    return max(fraction(ftc, ptc) for ptc, ftc in zip(cum_ptc_norms, cum_ftc_norms, strict=True))
+    betas = [fraction(ftc, ptc) for ptc, ftc in zip(cum_ptc_norms, cum_ftc_norms, strict=True)]
+    return math.nan if any(map(math.isnan, betas)) else max(betas)
 
 
 def output_co(pt_final_norm: float, difference_norm: float) -> float:

@@ -6,7 +6,7 @@ them). Token ids are taken as they are.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,11 @@ class PromptEncoder:
 
     Args:
         tokenizer: FT's.
+        vocab_size: how many tokens FT embeds, where it is known: its tokenizer may have more.
         chat_template: "auto" (the tokenizer's template for chats, none for strings), "none" (chats are
-            refused), or a Jinja file, which serves chats and wraps every string as one user turn.
+            refused), or a Jinja file, which serves chats and wraps every string as one user turn; or what
+            stands in such a file (``template_in``).
+        template_variables: more names that the template may use.
         system_prompt: wraps every string as one user turn after this system turn, and opens every chat that
             has no system turn of its own.
         on_long: what becomes of a prompt over the limit. "truncate-left" drops tokens from its start and
@@ -65,7 +68,9 @@ class PromptEncoder:
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        vocab_size: int | None = None,
         chat_template: str = "auto",
+        template_variables: Mapping[str, Any] | None = None,
         system_prompt: str | None = None,
         on_long: str = "error",
         max_model_len: int | None = None,
@@ -77,12 +82,14 @@ class PromptEncoder:
         self.on_long = on_long
         self.max_model_len = max_model_len
         self._template = _template_text(tokenizer, chat_template)
+        self._variables = dict(template_variables or {})
         self._wraps_strings = chat_template not in ("auto", "none") or system_prompt is not None
         if self._wraps_strings and self._template is None:
             raise InputError("a system prompt needs a chat template, and there is none: name a template file")
         if self._template is not None:
             self._check_syntax()
-        self._vocabulary = len(tokenizer)
+        self._vocabulary = min(len(tokenizer), vocab_size or len(tokenizer))
+        self._strangers = self._vocabulary < len(tokenizer)  # whether the tokenizer may give such tokens
         self._affixes = _affix_lengths(tokenizer)
 
     @property
@@ -122,7 +129,9 @@ class PromptEncoder:
 
     def _render(self, chat: Messages) -> str:
         return self.tokenizer.apply_chat_template(
-            chat, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            chat,
+            chat_template=self._template,
+            **{**self._variables, "tokenize": False, "add_generation_prompt": True},
         )
 
     def _check_syntax(self) -> None:
@@ -147,6 +156,9 @@ class PromptEncoder:
         """``ids`` within the limit; the first ``prefix`` and last ``suffix`` tokens are not cut away."""
         if not ids:
             raise PromptError("the prompt is empty: it has no tokens")
+        if self._strangers and (token := max(ids)) >= self._vocabulary:
+            text = self.tokenizer.convert_ids_to_tokens(token)
+            raise PromptError(f"token {text} ({token}) is not among the {self._vocabulary} that FT embeds")
         limit = self.max_model_len
         if limit is None or len(ids) <= limit:
             return ids
@@ -178,6 +190,16 @@ def _template_text(tokenizer: PreTrainedTokenizerBase, choice: str) -> str | Non
             return tokenizer.get_chat_template()
         except ValueError:  # the tokenizer has none, or several and no default
             return None
+    return template_in(choice)
+
+
+def template_in(choice: str) -> str:
+    """The Jinja text of a chat template's file; ``choice`` itself where it is no file's name but such a text.
+
+    Told apart as vLLM does. Raises InputError where the file cannot be read.
+    """
+    if any(letter in choice for letter in "{}\n"):
+        return choice
     try:
         return Path(choice).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -25,7 +25,8 @@ class TucoScore:
     """TuCo of one prompt at its last token, and the norms it is made of.
 
     The four lists have one float per layer (L); ``cum_*`` are norms of running sums, so
-    ``ptc_norm == cum_ptc_norms[-1]`` is the norm of the sum, not the sum of norms (paper §4.4).
+    ``ptc_norm == cum_ptc_norms[-1]`` is the norm of the sum, not the sum of norms (paper §4.4). ``tuco`` is
+    NaN where a model overflowed, as float16 may; in a corpus that is the row's error, over HTTP null.
     """
 
     tuco: float

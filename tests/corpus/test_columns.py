@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tuco_vllm.corpus import readers
 from tuco_vllm.corpus.columns import Columns, survey
 from tuco_vllm.corpus.inputs import find_inputs
 from tuco_vllm.errors import InputError
@@ -21,6 +22,14 @@ def write_jsonl(path, *rows):
 
 def types(found):
     return {extra.name: "json" if extra.as_json else extra.type for extra in found.extras}
+
+
+def nested(levels, item):
+    return nested(levels - 1, [item]) if levels else item
+
+
+def list_type(levels, item):
+    return list_type(levels - 1, pa.list_(item)) if levels else item
 
 
 @pytest.mark.parametrize(
@@ -44,6 +53,9 @@ def types(found):
         ([[1], 1], "json"),
         ([{"a": 1}], "json"),
         ([[{"a": 1}]], "json"),
+        ([nested(8, 1), [], nested(8, 2)], list_type(8, pa.int64())),
+        ([nested(9, 1)], "json"),
+        ([nested(400, 1)], "json"),
     ],
 )
 def test_json_columns_have_the_narrowest_type_that_keeps_their_values(tmp_path, values, expected):
@@ -137,3 +149,25 @@ def test_unknown_columns_are_refused_with_the_ones_there_are(tmp_path, columns, 
 def test_a_file_of_broken_rows_only_is_not_a_missing_column(tmp_path):
     (tmp_path / "x.jsonl").write_text("{\n{\n")
     assert look(tmp_path).rows == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "last"),
+    [
+        (b'"open,2\nb,3\n"c",4\n', 5),  # the next quote closes it, and what follows does not fit
+        (b'"open,2\nb,3\nc,4\n', 5),
+        (b'"open,2\n\n' + b"b,3\n" * 100_000, 23),
+    ],
+)
+def test_a_quote_that_is_not_closed_is_refused_for_the_rows_it_takes(tmp_path, monkeypatch, rows, last):
+    monkeypatch.setattr(readers, "_LONGEST_FIELD", 80)
+    (tmp_path / "x.csv").write_bytes(b"prompt,tag\na,1\n" + rows)
+    with pytest.raises(InputError) as raised:
+        look(tmp_path)
+    assert f"the record that begins on line 3 goes on to line {last} and is broken (" in str(raised.value)
+
+
+def test_a_csv_header_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "x.csv").write_bytes("prompt,café\nx,y\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"cannot read .*x\.csv as csv: its header is not UTF-8$"):
+        look(tmp_path)

@@ -9,17 +9,16 @@ import pytest
 from tuco_vllm.corpus.inputs import find_inputs
 from tuco_vllm.errors import InputError
 
+FILES = (
+    *("b/x.jsonl", "a/x.jsonl", "a/deep/y.CSV.gz", "a/notes.md"),
+    *("a/.hidden.txt", "a/.hidden/z.txt", "a/_skipped.txt", "a/_skipped/z.txt"),
+)
+EVERYTHING = ["a/deep/y.CSV.gz", "a/x.jsonl", "b/x.jsonl"]  # that is wanted of it
+
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in (
-        "b/x.jsonl",
-        "a/x.jsonl",
-        "a/deep/y.CSV.gz",
-        "a/.hidden.txt",
-        "a/_skipped.txt",
-        "a/notes.md",
-    ):
+    for name in FILES:
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
@@ -31,15 +30,13 @@ def names(*arguments, out, **options):
 
 
 def test_a_directory_is_searched_in_sorted_order_for_what_can_be_read(tree, tmp_path):
-    assert names(tree, out=tmp_path / "out") == ["a/deep/y.CSV.gz", "a/x.jsonl", "b/x.jsonl"]
+    assert names(tree, out=tmp_path / "out") == EVERYTHING
     assert names(tree, out=tmp_path / "out", file_format="csv") == ["y.CSV.gz"]
 
 
 def test_files_keep_the_order_of_the_arguments_and_count_once(tree, tmp_path):
-    found = names(
-        tree / "b/x.jsonl", tree / "*/x.jsonl", tree / "b" / ".." / "b/x.jsonl", out=tmp_path / "out"
-    )
-    assert found == ["b/x.jsonl", "a/x.jsonl"]
+    arguments = (tree / "b/x.jsonl", tree / "*/x.jsonl", tree / "b" / ".." / "b/x.jsonl")
+    assert names(*arguments, out=tmp_path / "out") == ["b/x.jsonl", "a/x.jsonl"]
 
 
 def test_one_file_is_named_without_its_folder(tree, tmp_path):
@@ -53,17 +50,86 @@ def test_formats_come_from_the_extension_or_from_the_option(tree, tmp_path):
     assert (file.format, file.compressed) == ("txt", False)
 
 
-def test_the_output_is_not_its_own_input(tree):
-    (tree / "out").mkdir()
-    (tree / "out" / "part-00000.parquet").write_text("")
-    assert "part-00000.parquet" not in str(names(tree, out=tree / "out"))
-    assert "part-00000.parquet" in str(names(tree, out=tree / "elsewhere"))
+@pytest.mark.parametrize("name", ["U.TXT.GZ", "u.txt.Zst"])
+def test_extensions_count_in_any_case(tmp_path, name):
+    (tmp_path / name).write_text("")
+    (file,) = find_inputs([str(tmp_path)], out=tmp_path / "out")
+    assert (file.name, file.format, file.compressed) == (name, "txt", True)
+
+
+@pytest.mark.parametrize("argument", [".", "*/*", "**"])
+@pytest.mark.parametrize("linked", ["nothing", "the input", "the output", "a part"])
+def test_the_output_is_not_its_own_input_by_any_path(tree, tmp_path, linked, argument):
+    start, out = tree, tmp_path / "out" if linked in ("the output", "a part") else tree / "out"
+    out.mkdir()
+    (out / "part.csv").write_text("")
+    (tree / "b/y.csv").write_text("")
+    if linked == "the input":
+        (start := tmp_path / "link").symlink_to(tree)
+    elif linked != "nothing":
+        (tree / "b/link.csv").symlink_to(out if linked == "the output" else out / "part.csv")
+    found = {each: find_inputs([str(start / argument)], "csv", out=each) for each in (out, tmp_path / "x")}
+    after, before = ({file.path for file in files} for files in found.values())
+    ours = {each for each in before if "/out/" in os.path.realpath(each)}
+    assert after == before - ours
+    assert str(start / "b/y.csv") in after  # not its real path
+    assert ours or (linked, argument) == ("the output", "*/*")  # where the glob goes less deep
+
+
+def refuse(monkeypatch, call, refused):
+    """To root nothing is unreadable."""
+    allowed = getattr(os, call)
+
+    def maybe(path, *arguments, **options):
+        if str(path) == str(refused):
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path, *arguments, **options)
+
+    monkeypatch.setattr(os, call, maybe)
+
+
+@pytest.mark.parametrize("argument", [".", "a", "a/deep"])
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tree, tmp_path, monkeypatch, argument):
+    refuse(monkeypatch, "scandir", tree / "a/.hidden")
+    assert names(tree / "a", out=tmp_path / "out") == ["deep/y.CSV.gz", "x.jsonl"]
+    refuse(monkeypatch, "scandir", tree / "a/deep")
+    with pytest.raises(InputError, match=r"^cannot list .*/in/a/deep: Permission denied$"):
+        names(tree / argument, out=tmp_path / "out")
+    assert names(tree / "b", tree / "a/*.jsonl", out=tmp_path / "out") == ["b/x.jsonl", "a/x.jsonl"]
+
+
+@pytest.mark.parametrize("argument", ["a/x.jsonl", "a", "a/x.*", "*/x.jsonl"])
+def test_a_file_that_cannot_be_looked_at_is_named(tree, tmp_path, monkeypatch, argument):
+    refuse(monkeypatch, "stat", tree / "a/x.jsonl")
+    with pytest.raises(InputError, match=r"^cannot read .*/in/a/x.jsonl: Permission denied$"):
+        names(tree / argument, out=tmp_path / "out")
+
+
+def test_links_to_folders_are_followed_and_each_folder_counts_once(tree, tmp_path):
+    (tmp_path / "shards/one").mkdir(parents=True)
+    (tmp_path / "shards/one/s.jsonl").write_text("")
+    (tmp_path / "shards/one/back").symlink_to(tree)  # a circle
+    (tree / "linked").symlink_to(tmp_path / "shards")
+    (tree / "0-latest").symlink_to(tree / "b")  # what it holds has a path without links
+    assert names(tree, out=tmp_path / "out") == [*EVERYTHING, "linked/one/s.jsonl"]
+    (tree / "linked").rename(tree / "_linked")
+    assert names(tree, out=tmp_path / "out") == EVERYTHING
+
+
+@pytest.mark.parametrize("argument", ["", "*/z*", "a/z.txt.gz", "**"])
+def test_a_link_to_nothing_is_refused_where_a_file_is_wanted(tree, tmp_path, argument):
+    for link in ("a/z.txt.gz", "a/.z.txt", "a/_z.txt", "b/z"):
+        (tree / link).symlink_to("not-fetched")
+    with pytest.raises(InputError, match=r"^cannot read .*z.*: .* points to nothing; fetch it"):
+        names(tree / argument, out=tmp_path / "out")
+    assert names(tree, out=tmp_path / "out", file_format="csv") == ["y.CSV.gz"]
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("missing.jsonl", "no such input: .*missing.jsonl"),
+        (256 * "x", "^cannot read .*xxx: File name too long$"),
         ("*.parquet", "no file matches"),
         ("a/notes.md", "cannot tell the format of .*notes.md: say --format"),
         ("empty", r"holds no .jsonl, .csv, .parquet or .txt file"),
@@ -79,14 +145,7 @@ def test_arguments_without_files_are_refused(tree, tmp_path, argument, message):
 def bucket():
     """A filesystem that is not local, with some files; its URLs begin with memory://bucket/."""
     fs = fsspec.filesystem("memory")
-    for name in (
-        "b/x.jsonl",
-        "a/x.jsonl",
-        "a/deep/y.CSV.gz",
-        "a/.hidden/z.txt",
-        "a/_skipped.txt",
-        "a/notes.md",
-    ):
+    for name in FILES:
         fs.pipe_file(f"/bucket/{name}", b"123")
     yield fs
     fs.rm("/bucket", recursive=True)
@@ -100,11 +159,10 @@ def write_zip(path, *names):
 
 
 def test_directories_globs_and_files_of_a_url(bucket, tmp_path):
-    everything = ["a/deep/y.CSV.gz", "a/x.jsonl", "b/x.jsonl"]
-    assert names("memory://bucket", out=tmp_path) == names("memory://bucket/", out=tmp_path) == everything
+    assert names("memory://bucket", out=tmp_path) == names("memory://bucket/", out=tmp_path) == EVERYTHING
     assert names("memory://bucket", out=tmp_path, file_format="csv") == ["y.CSV.gz"]
     assert names("memory://bucket/*/x.jsonl", out=tmp_path) == ["a/x.jsonl", "b/x.jsonl"]
-    assert names("memory://bucket/**/[xy].*", out=tmp_path) == everything
+    assert names("memory://bucket/**/[xy].*", out=tmp_path) == EVERYTHING
     ordered = names("memory://bucket/b/x.jsonl", "memory://bucket", out=tmp_path)
     assert ordered == ["b/x.jsonl", "a/deep/y.CSV.gz", "a/x.jsonl"]
 
@@ -152,11 +210,8 @@ def test_the_members_of_an_archive(tmp_path, monkeypatch):
 def test_names_say_as_much_of_the_place_as_differs(bucket, tree, tmp_path):
     archive = f"zip://a/x.jsonl::{write_zip(tree / 'rows.zip', 'a/x.jsonl')}"
     assert names(tree / "a/x.jsonl", archive, out=tmp_path) == ["a/x.jsonl", "rows.zip/a/x.jsonl"]
-    local = f"file{tree}/a/x.jsonl"
-    assert names("memory://bucket/a/x.jsonl", tree / "a/x.jsonl", out=tmp_path) == [
-        "memory/bucket/a/x.jsonl",
-        local,
-    ]
+    both = names("memory://bucket/a/x.jsonl", tree / "a/x.jsonl", out=tmp_path)
+    assert both == ["memory/bucket/a/x.jsonl", f"file{tree}/a/x.jsonl"]
     # One place by two URLs: still two names.
     both = names("memory://bucket/a/x.jsonl", "simplecache::memory://bucket/a/x.jsonl", out=tmp_path)
     assert both == ["x.jsonl", "x.jsonl#2"]

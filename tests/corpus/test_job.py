@@ -1,8 +1,10 @@
 """Whose directory it is: finished, another job's, another program's, in use, or not to be written."""
 
+import fcntl
 import os
 import time
 from pathlib import Path
+from threading import Timer
 
 import pyarrow.parquet as pq
 import pytest
@@ -112,6 +114,16 @@ def test_two_runs_at_once_into_one_directory(score, corpus, tmp_path):
         with pytest.raises(InputError, match=rf"is being written by process {os.getpid()}"):
             score(corpus)
     assert directory.running() is None
+    score(corpus)
+
+
+def test_a_glance_at_a_job_does_not_keep_it_from_starting(score, corpus, tmp_path):
+    directory = JobDirectory(tmp_path / "out")
+    with directory.locked():
+        pass
+    looking = (tmp_path / "out/_tuco/lock").open()
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as ``running`` does, for a moment
+    Timer(0.3, looking.close).start()
     score(corpus)
 
 

@@ -70,6 +70,12 @@ def test_txt_is_one_prompt_a_line_blank_lines_included(tmp_path, extension):
     assert [record.columns["text"] for record in records] == ["one", "", "two\u2028still two", "three"]
 
 
+def test_an_extension_may_be_in_capitals(tmp_path):
+    (tmp_path / "X.TXT.GZ").write_bytes(gzip.compress(b"one\n"))
+    (file,) = find_inputs([str(tmp_path / "X.TXT.GZ")], "txt", out=tmp_path / "out")
+    assert [record.columns for record in read_records(file)] == [{"prompt": "one"}]
+
+
 @pytest.mark.parametrize("name", ["e.jsonl", "e.csv", "e.txt", "e.jsonl.gz", "e.txt.zst"])
 def test_an_empty_file_has_no_rows(tmp_path, name):
     assert from_bytes(tmp_path, name, b"") == []

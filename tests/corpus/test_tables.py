@@ -128,7 +128,7 @@ def test_there_is_no_row_for_what_did_not_happen(tmp_path, run):
 
 
 def test_the_status_of_a_running_job_counts_its_engines(tmp_path, capsys):
-    counts = {"rows": 50, "rows_total": 200, "errors": 2}
+    counts = {"rows": 50, "rows_committed": 40, "rows_total": 200, "errors": 2}
     write_run(
         tmp_path, {"engines": [*ENGINES, ENGINES[0]], "counts": counts, "timings": {"rows_per_second": 10}}
     )
@@ -137,7 +137,9 @@ def test_the_status_of_a_running_job_counts_its_engines(tmp_path, capsys):
     assert "running (process 1), 0:00:15 left: 50/200 rows" in first
     assert second == "engines: 2 of 4 ready (1 gone, 1 starting)"
     print_status(tmp_path, None)
-    assert "engines:" not in capsys.readouterr().out
+    stopped = capsys.readouterr().out
+    assert "engines:" not in stopped
+    assert "40/200 rows" in stopped, "rows that are in no part will be scored again"
 
 
 def test_an_older_run_has_a_status(tmp_path, capsys):

@@ -108,6 +108,17 @@ def test_a_part_that_is_open_for_long_is_committed(tmp_path, monkeypatch):
     assert pq.read_table(tmp_path)["id"].to_pylist() == ["r1", "r2", "r3"]
 
 
+def test_row_groups_end_after_some_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "_ROW_GROUP_BYTES", 2 * scored(1, 2).nbytes)
+    w = writer(tmp_path)
+    for n in range(0, 10, 2):
+        w.write(scored(n, n + 1))
+    (part,) = tmp_path.iterdir()
+    metadata = pq.read_metadata(part)
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [4, 4, 2]
+    assert pq.read_table(part)["id"].to_pylist() == [f"r{n}" for n in range(10)]
+
+
 def test_nothing_half_written_is_visible(tmp_path):
     w = writer(tmp_path, rows_per_file=100_000)
     for n in range(0, 10_000, 500):  # several row groups are on disk already

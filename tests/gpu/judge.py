@@ -48,7 +48,7 @@ def assert_true(pair: Pair, dtype: str, cases: Sequence[Case]) -> None:
         own.append((_bfloat16(pair, *case.chosen)[1] - logits).abs().max())
         short.append((logits.max(dim=-1).values - logits[range(len(tokens)), tokens]).max())
     if short:
-        bound = 2 * tolerances.BFLOAT16_FACTOR * max(own)
+        bound = 2 * tolerances.SIXTEEN_BIT_FACTOR * max(own)
         assert max(short) <= bound, f"a token {max(short):.3g} below the best; rounding explains {bound:.3g}"
 
 
@@ -65,7 +65,7 @@ def assert_scored(pair: Pair, dtype: str, cases: Sequence[Case]) -> None:
         errors.append(norm_errors(torch.as_tensor(norms), truth).max())
         own.append(norm_errors(_bfloat16(pair, *case.chosen)[0], truth).max())
     if errors:
-        bound = tolerances.BFLOAT16_FACTOR * max(own)
+        bound = tolerances.SIXTEEN_BIT_FACTOR * max(own)
         assert max(errors) <= bound, f"norms are {max(errors):.3g} off; rounding explains {bound:.3g}"
 
 

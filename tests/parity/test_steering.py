@@ -1,5 +1,6 @@
 """Alpha per request and scores per token: against the oracle, and against the same request served alone."""
 
+import numpy as np
 import pytest
 import steered
 import tiny_models
@@ -7,6 +8,7 @@ import tolerances
 from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
+from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import PromptError
 
 ENGINE = {
@@ -134,10 +136,25 @@ def test_several_samples_logprobs_and_stop_strings(served) -> None:
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -0.5, 3, "1", True, None, [1.0, 2.0, 3.0]])
 def test_bad_alpha_is_refused_before_anything_runs(served, alpha) -> None:
     _, llm = served
-    from tuco_vllm.errors import InputError
-
     with pytest.raises(InputError, match="alpha"):
         llm.generate(["a", "b"], GREEDY, alpha if isinstance(alpha, list) else [1.0, alpha])
+
+
+def test_wishes_have_one_place(served) -> None:
+    """In vLLM's own LLM they stand in extra_args; beside ``alpha=`` they would be lost without a word."""
+    _, llm = served
+    params = GREEDY.clone()
+    params.extra_args = {"alpha": 0.5}
+    with pytest.raises(InputError, match="prompt 0: alpha is in extra_args"):
+        llm.generate(["a"], params)
+
+
+def test_alphas_may_be_an_array(served) -> None:
+    _, llm = served
+    prompts = [[5, 6, 7]] * 2
+    by_array, by_list = (only(llm.generate(prompts, GREEDY, a)) for a in (np.array([0.0, 0.5]), [0.0, 0.5]))
+    assert [c.token_ids for c in by_array] == [c.token_ids for c in by_list]
+    assert by_array[0].tuco != by_array[1].tuco
 
 
 def test_prompts_may_be_as_long_as_leaves_room_for_a_token(served) -> None:

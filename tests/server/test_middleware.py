@@ -3,15 +3,20 @@
 import asyncio
 import gc
 import json
+import math
 import weakref
 
 import httpx
+import numpy as np
 import pytest
 from server.fake_vllm import FakeVllm, post, rows, tuco
 
 from tuco_vllm.engine.score_feed import RECEIVER, ResponseScores
 from tuco_vllm.server import metrics
+from tuco_vllm.server.answers import ScoredAnswer
 from tuco_vllm.server.middleware import TucoMiddleware
+from tuco_vllm.server.wishes import Wish
+from tuco_vllm.steering import Steering
 
 
 def events(answer):
@@ -203,3 +208,19 @@ def test_rows_of_a_closed_response_are_dropped():
     scores.close()
     scores.add(0, rows(0, 2), first_choice=True)
     assert scores.take(0) == (0, [])
+
+
+def test_scores_that_are_not_finite_are_null_and_not_counted():
+    """A model that overflows: NaN is no JSON, and would stay in the histogram's sum."""
+    broken = rows(0, 2)
+    broken[1, -1, 2:] = np.inf
+    scores = ResponseScores(metrics.observe_prompt)
+    scores.add(0, broken[1:], first_choice=True)
+    scores.add(0, broken[:1], first_choice=False)
+    wish = Wish(Steering(scored=True), b"", layers=True)
+    body = json.dumps({"choices": [{"index": 0}]}).encode()
+    [choice] = json.loads(ScoredAnswer(scores, wish).whole(body), parse_constant=pytest.fail)["choices"]
+    assert choice["tuco"]["prompt"] is None
+    assert choice["tuco"]["tokens"] == [None, tuco(0, 0)]
+    assert choice["tuco"]["layers"]["cum_ftc_norms"][0][-1] is None
+    assert math.isfinite(metrics.PROMPT_TUCO._sum.get())

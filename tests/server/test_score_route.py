@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import numpy as np
 import pytest
 import tiny_models
 from fastapi import FastAPI
@@ -32,7 +33,10 @@ class Scorer:
             await asyncio.sleep(0.3 if token_ids[-1] == 9 else 0)
             if token_ids[0] == 8:
                 raise EngineError("it died")
-            return rows(len(token_ids), 1)
+            norms = rows(len(token_ids), 1)
+            if token_ids[0] == 7:
+                norms[0, -1, 2:] = np.inf
+            return norms
         finally:
             self.running -= 1
 
@@ -138,6 +142,12 @@ def test_bad_requests_are_refused_by_name(ask, scorer, body, param, message):
     assert (error["type"], error["param"]) == ("BadRequestError", param)
     assert message in error["message"]
     assert not scorer.seen
+
+
+def test_an_input_whose_norms_overflowed_costs_itself_only(ask):
+    broken, fine = ask({"input": [[7, 6], [5, 6]]}).json()["data"]
+    assert broken["tuco"] is broken["preco"] is broken["layers"]["cum_ptc_norms"][-1] is None
+    assert 0 < fine["tuco"] < 1
 
 
 def test_an_unknown_model_is_not_found(ask):

@@ -54,3 +54,10 @@ def test_scores_of_float32_checkpoints_are_not_float16s(monkeypatch, tmp_path, s
     monkeypatch.setattr(arguments.current_platform, "is_cpu", lambda: False)  # nothing is bound or reserved
     ft = Checkpoint("ft", tmp_path, stated)
     assert arguments.pair_arguments(ModelPair(ft, ft), "pooling", asked).dtype == dtype
+
+
+def test_vllm_loads_the_plugin_also_where_others_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLLM_PLUGINS", "another")
+    ft = Checkpoint("ft", tmp_path, {})
+    arguments.pair_arguments(ModelPair(ft, ft), "pooling", {})
+    assert os.environ["VLLM_PLUGINS"] == "another,tuco"

@@ -87,11 +87,11 @@ def test_a_finished_job_prints_its_table_again(tuco):
         (["missing.txt"], "no such input: missing.txt"),
         (["good.txt", "--id-column=key"], "no column 'key'"),
         (["good.txt", "--format=xml"], "invalid choice: 'xml'"),
-        (["good.txt", "--limit=0"], "0 is not at least 1"),
-        (["good.txt", "--limit=x"], "argument --limit"),
+        (["good.txt", "--limit=0"], "'0' is not a whole number from 1 up"),
+        (["good.txt", "--limit=x"], "argument --limit: 'x' is not a whole number from 1 up"),
         (["good.txt", "--nonsense"], "unrecognized arguments: --nonsense"),
         ([], "the following arguments are required: INPUT"),
-        (["good.txt", "--engines=0"], "0 is not at least 1"),
+        (["good.txt", "--engines=0"], "'0' is not a whole number from 1 up"),
         (["good.txt", "--system-prompt=x", "--chat-template=none"], "a system prompt needs a chat template"),
         (["good.txt", "--out=good.txt"], "is a file"),
     ],
@@ -140,7 +140,7 @@ def test_ctrl_c_says_how_to_go_on(tuco, monkeypatch):
     monkeypatch.setattr(fake_scorer.FakeScorer, "step", interrupted)
     code, _, err = tuco("good.txt")
     assert code == 130
-    assert "tuco: interrupted; the same command goes on from what out holds" in err
+    assert "tuco: interrupted; the same command (without --overwrite) goes on from what out holds" in err
 
 
 def test_options_reach_the_engine_only_when_given(tuco, engine):
@@ -156,6 +156,15 @@ def test_options_reach_the_engine_only_when_given(tuco, engine):
         "gpu_memory_utilization": 0.5,
         "trust_remote_code": True,
     }
+
+
+def test_prompts_can_be_scored_where_there_are_chats(tuco, tmp_path):
+    row = {"prompt": "p", "messages": [{"role": "user", "content": "chat"}]}
+    (tmp_path / "both.jsonl").write_text(json.dumps(row) + "\n")
+    assert tuco("both.jsonl")[0] == 0
+    assert pq.read_table(tmp_path / "out")["prompt"].to_pylist() == ["<|user|>chat\n<|assistant|>"]
+    assert tuco("both.jsonl", "--messages-column=none", "--overwrite")[0] == 0
+    assert pq.read_table(tmp_path / "out")["prompt"].to_pylist() == ["p"]
 
 
 def test_options_reach_the_job(tuco, tmp_path):
@@ -186,7 +195,10 @@ def test_status_of_a_finished_a_stopped_and_no_run(tuco, tmp_path, capsys):
     record = json.loads((tmp_path / "out/_tuco/run.json").read_text())
     (tmp_path / "out/_tuco/run.json").write_text(json.dumps(record | {"error": "disk full"}))
     assert cli.main(["status", "out"]) == 0
-    assert "stopped before its end (disk full); the same command resumes it" in capsys.readouterr().out
+    assert (
+        "stopped before its end (disk full); the same command (without --overwrite) resumes it"
+        in capsys.readouterr().out
+    )
     assert cli.main(["status", "elsewhere"]) == 2
     assert "holds no tuco run" in error_line(capsys.readouterr().err)
 

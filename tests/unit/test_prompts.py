@@ -45,6 +45,31 @@ def test_a_template_file_serves_chats_and_wraps_strings(tmp_path):
     assert wrapping.template_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def test_a_template_may_be_given_as_its_text(tmp_path):
+    text = "{{ messages[0].content }}>"
+    (tmp_path / "t").write_text(text)
+    by_file, by_text = (encoder(chat_template=given) for given in (str(tmp_path / "t"), text))
+    assert by_text.encode("hi") == by_file.encode("hi")
+    assert by_text.template_sha256 == by_file.template_sha256
+
+
+def test_variables_reach_the_template():
+    text = "{{ mode }}{{ add_generation_prompt }}"
+    thinking = encoder(chat_template=text, template_variables={"mode": "m", "add_generation_prompt": False})
+    assert thinking.encode("hi").text == "mTrue"
+
+
+def test_tokens_that_ft_does_not_embed_are_refused():
+    """A tokenizer may have more tokens than its model: such an id would be read from beyond the embedding."""
+    beyond = max(plain("fox"))
+    small = encoder(vocab_size=beyond)
+    for prompt in ("a fox", [{"role": "user", "content": "fox"}], [beyond]):
+        with pytest.raises(PromptError, match=rf"\b{beyond}\b"):
+            small.encode(prompt)
+    assert encoder(vocab_size=beyond + 1).encode([beyond]).token_ids == [beyond]
+    assert encoder(vocab_size=10**6).encode("a fox").token_ids == encoder().encode("a fox").token_ids
+
+
 def test_a_system_prompt_wraps_strings_and_opens_chats_that_have_none():
     system = encoder(system_prompt="be brief")
     assert system.encode("hi").text == "<|system|>be brief\n" + RENDERED

@@ -1,3 +1,5 @@
+import math
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +23,20 @@ def test_a_score_from_norms_takes_its_scalars_from_the_right_columns():
 def test_a_model_that_changes_nothing_contributes_nothing():
     score = TucoScore.from_norms([[0.0] * 4], 1)
     assert (score.tuco, score.preco, score.beta_max) == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("column", [2, 3])
+def test_norms_that_are_not_finite_give_no_number(bad, column):
+    """An overflow is no model that changes nothing."""
+    fine, last = [1.0] * 4, [1.0] * 4
+    last[column] = bad
+    if bad is math.inf:
+        last[3] = bad  # FTC is FT - PTC: where PTC is infinite, it is too
+    score = TucoScore.from_norms([fine, last], 1)
+    assert math.isnan(score.tuco)
+    assert math.isnan(score.preco)
+    assert math.isnan(score.beta_max)
 
 
 def test_norms_and_records_name_the_layers_alike():

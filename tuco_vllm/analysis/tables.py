@@ -143,7 +143,9 @@ def print_status(directory: Path, running: str | None) -> None:
     """
     run = read_run(directory)
     counts, timings = _field(run, "counts"), _field(run, "timings")
-    rows, total = counts.get("rows", 0), counts.get("rows_total", 0)
+    # What a killed run had in hand it will do again.
+    rows = counts.get("rows" if running is not None else "rows_committed", 0)
+    total = counts.get("rows_total", 0)
     rate = timings.get("rows_per_second", 0.0)
     if running is not None:
         left = timedelta(seconds=round((total - rows) / rate)) if rate else "?"
@@ -152,7 +154,7 @@ def print_status(directory: Path, running: str | None) -> None:
         state = "finished"
     else:
         reason = f" ({run['error']})" if run.get("error") else ""
-        state = f"stopped before its end{reason}; the same command resumes it"
+        state = f"stopped before its end{reason}; the same command (without --overwrite) resumes it"
     tokens = timings.get("prompt_tokens_per_second", 0.0)
     rates = f"{rate:,.1f} rows/s, {tokens:,.0f} tokens/s, {counts.get('errors', 0):,} errors"
     print(f"{directory}: {state}: {rows:,}/{total:,} rows, {rates}")

@@ -19,14 +19,14 @@ import pyarrow as pa
 
 from tuco_vllm.corpus.columns import Columns, ExtraColumn
 from tuco_vllm.corpus.inputs import InputFile
-from tuco_vllm.corpus.rows import SourceRow, source_rows
+from tuco_vllm.corpus.rows import SourceRow, as_text, source_rows
 from tuco_vllm.errors import InputError
 
 CHUNK_ROWS = 2048
 CHUNK_CHARACTERS = 1 << 17
-"""A chunk ends after so many rows, or with the row that brings its text to so many characters: some 30,000
-tokens, a second of an H200 and a pair of 8B models. More would move the progress line and balance engines
-less often, less would make the driver pay Ray's milliseconds for each chunk more often."""
+"""A chunk ends after so many rows, or with the row that brings it to so many characters (of what is no text:
+bytes): some 30,000 tokens, a second of an H200 and a pair of 8B models. More would move the progress line and
+balance engines less often, less would make the driver pay Ray's milliseconds for each chunk more often."""
 
 SOURCE_COLUMNS = ("id", "prompt", "messages", "error")
 TOKEN_COLUMNS = ("id", "prompt", "token_ids", "templated", "error")
@@ -61,7 +61,7 @@ class Source:
             "id": [row.id for row in rows],
             "prompt": [None if chat else row.prompt for row, chat in zip(rows, chats, strict=True)],
             "messages": [
-                json.dumps(row.prompt, default=str) if chat else None
+                json.dumps(row.prompt, default=as_text) if chat else None
                 for row, chat in zip(rows, chats, strict=True)
             ],
             "error": [row.error for row in rows],
@@ -125,8 +125,22 @@ def _typed(value: Any, column: ExtraColumn) -> Any:
     if value is None:
         return None
     if column.as_json:
-        plain = value.as_py() if isinstance(value, pa.Scalar) else value
-        return json.dumps(plain, ensure_ascii=False, default=str)
+        plain = _python(value) if isinstance(value, pa.Scalar) else value
+        return json.dumps(plain, ensure_ascii=False, default=as_text)
     if isinstance(value, pa.Scalar) and value.type != column.type:
         return value.cast(column.type)
     return value
+
+
+def _python(value: pa.Scalar) -> Any:
+    """A value as Python's; what Python has no value for (the year 10000, bad UTF-8) as Arrow shows it."""
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):
+        if isinstance(value, pa.BinaryScalar):
+            return value.as_buffer().to_pybytes().decode(errors="replace")
+        whole = 2**31 - 1
+        text: str = pa.repeat(value, 1).to_string(
+            window=whole, container_window=whole, element_size_limit=whole, skip_new_lines=True
+        )
+        return text[1:-1] if text.startswith("[") else text  # an array of this one value

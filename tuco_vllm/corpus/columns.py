@@ -6,8 +6,9 @@ but the first row after it that did not fit could no longer be written unchanged
 scoring, and it gives the exact number of rows for the ETA.
 
 The types: Parquet columns keep theirs (dictionaries become their values); CSV columns are strings; a JSON
-column is bool, int64, double (numbers that a double holds exactly), string, or a list of these. Everything
-else, objects and mixed types included, becomes JSON text in a string column.
+column is bool, int64, double (numbers that a double holds exactly), string, or a list of these, of lists of
+these and so on. Everything else, objects, mixed types and lists in more than 8 levels included, becomes JSON
+text in a string column.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,8 @@ from tuco_vllm.errors import InputError
 from tuco_vllm.records import output_schema
 
 _EXACT_IN_DOUBLE = 2**53
+_LIST_LEVELS = 8
+"""More lists in one another than this become JSON text: pyarrow cannot read what it writes of very many."""
 _TYPES = (  # the first whose kinds cover all that a column holds
     ({"bool"}, pa.bool_()),
     ({"int", "int64"}, pa.int64()),
@@ -36,7 +39,8 @@ class Columns:
     """The names of the input columns that are scored and that identify rows."""
 
     prompt: str = "prompt"
-    messages: str = "messages"
+    messages: str | None = "messages"
+    """None scores prompts also where there are chats."""
     id: str | None = None
 
 
@@ -93,13 +97,11 @@ def _check(file: InputFile, columns: Columns, seen: Iterable[str]) -> None:
     names = list(seen)
     has = f"{file.path} has the columns {', '.join(names)}"
     if columns.prompt not in names and columns.messages not in names:
-        raise InputError(
-            f"no column {columns.prompt!r} or {columns.messages!r}: {has}; "
-            "name one with --prompt-column or --messages-column"
-        )
+        wanted = " or ".join(repr(name) for name in (columns.prompt, columns.messages) if name is not None)
+        raise InputError(f"no column {wanted}: {has}; name one with --prompt-column or --messages-column")
     asked = [(columns.prompt, Columns.prompt, "prompt"), (columns.messages, Columns.messages, "messages")]
     for name, default, option in [*asked, (columns.id, None, "id")]:
-        if name != default and name not in names:
+        if name not in (None, default, *names):
             raise InputError(f"no column {name!r} (--{option}-column): {has}")
 
 
@@ -114,7 +116,7 @@ def _extras(passed: dict[str, list[pa.DataType | None]]) -> Iterable[ExtraColumn
         yield ExtraColumn(source, name, pa.string() if merged is None else merged, as_json=merged is None)
 
 
-def _kinds_of(value: Any) -> set[str]:
+def _kinds_of(value: Any, levels: int = _LIST_LEVELS) -> set[str]:
     """The kinds of a JSON value; a list has its items' kinds, each after "list "."""
     if value is None:
         return {"null"}
@@ -128,8 +130,8 @@ def _kinds_of(value: Any) -> set[str]:
         return {"float"}
     if isinstance(value, str):
         return {"string"}
-    if isinstance(value, list):
-        return {f"list {kind}" for item in value for kind in _kinds_of(item)} or {"list null"}
+    if isinstance(value, list) and levels > 0:
+        return {f"list {kind}" for item in value for kind in _kinds_of(item, levels - 1)} or {"list null"}
     return {"other"}
 
 

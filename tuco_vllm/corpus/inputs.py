@@ -50,7 +50,7 @@ class InputFile:
     @property
     def compressed(self) -> bool:
         """Whether its extension says gzip or zstandard."""
-        return Path(self.file_name).suffix in _COMPRESSED
+        return Path(self.file_name.lower()).suffix in _COMPRESSED
 
     def open(self) -> io.BufferedReader:
         """Its bytes as they are stored, seekable. Raises InputError; reading a remote file does so too."""
@@ -83,15 +83,16 @@ def find_inputs(arguments: Sequence[str], file_format: str = "auto", *, out: Pat
 
     A file named twice counts once. Directories are searched to any depth for files whose extension tells
     their format; hidden files, names that begin with ``_`` and whatever lies under ``out`` are left out.
+    Links to folders are followed, to each folder once; what lies under ``out`` is told by real paths.
     An argument with ``://`` in it is a URL, of a file, a glob or a directory; ``file://`` is a local path.
-    Raises InputError for an argument without files, for what cannot be looked at, and for a format that the
-    extension does not tell.
+    Raises InputError for an argument without files, for what cannot be looked at or listed, for a link to
+    nothing where a file is wanted, and for a format that the extension does not tell.
     """
-    out = Path(os.path.abspath(out))
+    real_out = os.path.realpath(out)
     looks: dict[str, Look] = {}
     formats: dict[str, str] = {}
     for argument in arguments:
-        for path, look in _expand(argument, file_format, out):
+        for path, look in _expand(argument, file_format, real_out):
             looks.setdefault(path, look)
             formats.setdefault(path, file_format if file_format != "auto" else _format_of(path))
     return [
@@ -104,7 +105,7 @@ def _is_url(argument: str) -> bool:
     return "://" in argument  # no absolute path has two slashes in a row
 
 
-def _expand(argument: str, file_format: str, out: Path) -> Iterable[tuple[str, Look]]:
+def _expand(argument: str, file_format: str, real_out: str) -> Iterable[tuple[str, Look]]:
     if _is_url(argument):
         url = absolute_url(argument)
         if "::" in url or not url.startswith("file://"):
@@ -113,25 +114,62 @@ def _expand(argument: str, file_format: str, out: Path) -> Iterable[tuple[str, L
                 raise InputError(_missing(argument, file_format, is_directory=not glob.has_magic(argument)))
             return found
         argument = url.removeprefix("file://")
-    return ((str(path), _look_at(path)) for path in _expand_local(argument, file_format, out))
+    return ((str(path), _look_at(path)) for path in _expand_local(argument, file_format, real_out))
 
 
-def _expand_local(argument: str, file_format: str, out: Path) -> Iterator[Path]:
+def _expand_local(argument: str, file_format: str, real_out: str) -> list[Path]:
     path = Path(os.path.abspath(argument))
-    if path.is_file():
-        yield path
-        return
-    if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if _wanted(file, path, file_format)]
-    elif glob.has_magic(argument):
-        matches = (Path(os.path.abspath(match)) for match in sorted(glob.glob(argument, recursive=True)))
-        found = [file for file in matches if file.is_file()]
-    else:
-        raise InputError(f"no such input: {argument}")
-    found = [file for file in found if out not in file.parents]
-    if not found:
-        raise InputError(_missing(argument, file_format, is_directory=path.is_dir()))
-    yield from found
+    try:
+        if path.is_dir():
+            below = (file for file in _below(path, real_out) if _has_format(file.name, file_format))
+            found = sorted(file for file in below if _is_file(file))
+        elif _is_file(path):
+            return [path]
+        elif glob.has_magic(argument):
+            matches = (Path(os.path.abspath(match)) for match in sorted(glob.glob(argument, recursive=True)))
+            found = [file for file in matches if _is_file(file)]
+        else:
+            raise InputError(f"no such input: {argument}")
+        found = [file for file in found if not _lies_in(real_out, file)]
+        if not found:
+            raise InputError(_missing(argument, file_format, is_directory=path.is_dir()))
+    except OSError as error:  # rights, a name too long; that there is nothing is no error to pathlib
+        raise InputError(f"cannot read {error.filename or argument}: {error.strerror}") from error
+    return found
+
+
+def _below(directory: Path, real_out: str) -> Iterator[Path]:
+    """Its files at any depth, but for hidden ones and names that begin with ``_``.
+
+    Links to folders are followed, to each folder once, so they may run in a circle. Raises InputError for a
+    folder that cannot be listed: to pathlib and glob it would be an empty one.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot list {error.filename}: {error.strerror}") from error
+
+    seen = {real_out}
+    for folder, folders, files in os.walk(directory, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        shown = [] if real in seen else [name for name in folders if not name.startswith((".", "_"))]
+        # In an order of ours, so that every run names a folder alike; by its own name before a link's.
+        folders[:] = sorted(shown, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        if real not in seen:
+            yield from (Path(folder, name) for name in files if not name.startswith((".", "_")))
+        seen.add(real)
+
+
+def _is_file(path: Path) -> bool:
+    if path.is_symlink() and not path.exists():
+        fetch = "fetch it (git annex get, dvc pull) or remove the link"
+        raise InputError(f"cannot read {path}: it is a link that points to nothing; {fetch}")
+    return path.is_file()
+
+
+def _lies_in(real_folder: str, file: Path) -> bool:
+    """Whether the file, or what it links to, lies there at any depth."""
+    parents = {os.path.realpath(file.parent), os.path.dirname(os.path.realpath(file))}
+    return any(os.path.commonpath((real_folder, parent)) == real_folder for parent in parents)
 
 
 def _missing(argument: str, file_format: str, *, is_directory: bool) -> str:
@@ -181,12 +219,6 @@ def _names(paths: Iterable[str]) -> list[str]:
     return list(names)
 
 
-def _wanted(file: Path, directory: Path, file_format: str) -> bool:
-    if any(part.startswith((".", "_")) for part in file.relative_to(directory).parts) or not file.is_file():
-        return False
-    return _has_format(file.name, file_format)
-
-
 def _has_format(file_name: str, file_format: str) -> bool:
     its_format = _BY_EXTENSION.get(_extension(file_name))
     return its_format is not None and file_format in ("auto", its_format)
@@ -201,5 +233,5 @@ def _format_of(path: str) -> str:
 
 
 def _extension(file_name: str) -> str:
-    path = Path(file_name)
-    return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix.lower()
+    path = Path(file_name.lower())
+    return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from tuco_vllm.corpus.identity import Identity, difference
 from tuco_vllm.corpus.publish import hidden, remove, write_whole
 from tuco_vllm.errors import InputError
 from tuco_vllm.records import PART, STATE, SUCCESS
+
+_GLANCE_SECONDS = 1.0
+"""So long is a lock waited for: a ``tuco status`` that looks at it holds it for a moment."""
 
 
 @dataclass
@@ -74,10 +78,16 @@ class JobDirectory:
         except OSError as error:
             raise InputError(f"cannot write to --out {self.out}: {error.strerror}") from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self.out} is being written by {_holder(self._lock_file)}") from None
+            until = time.monotonic() + _GLANCE_SECONDS
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > until:
+                        holder = _holder(self._lock_file)
+                        raise InputError(f"{self.out} is being written by {holder}") from None
+                    time.sleep(_GLANCE_SECONDS / 10)
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
             lock.flush()

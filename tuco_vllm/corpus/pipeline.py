@@ -27,8 +27,8 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import ray
@@ -41,7 +41,7 @@ from tuco_vllm.corpus.chunks import ScoredChunk, Source, from_bytes
 from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.corpus.run import ScoreJob
 from tuco_vllm.errors import EngineError, InputError, TucoError
-from tuco_vllm.prompts import PromptEncoder, load_tokenizer
+from tuco_vllm.prompts import PromptEncoder, load_tokenizer, template_in
 
 _CHUNKS_IN_AN_ENGINE = 3
 """One that is finishing, one that keeps the engine full meanwhile, one on its way."""
@@ -163,10 +163,12 @@ def pipeline_of(job: ScoreJob, pair: ModelPair, cluster: Cluster, engine_args: d
     if cluster.tensor_parallel_size > 1:
         ranks = {"tensor_parallel_size": cluster.tensor_parallel_size, "distributed_executor_backend": "mp"}
         engine_args = {**engine_args, **ranks}  # inside a Ray actor vLLM would ask Ray for its ranks
+    if job.chat_template not in ("auto", "none"):  # the file is where the command runs
+        job = replace(job, chat_template=template_in(job.chat_template))
     return Pipeline(
         cluster,
         partial(_start_engine, pair, engine_args),
-        partial(_make_encoder, job, pair.ft.directory),
+        partial(_make_encoder, job, pair),
         layers=job.layers,
         prompt=job.prompt,
     )
@@ -179,8 +181,9 @@ def _start_engine(pair: ModelPair, engine_args: dict[str, Any], place: int, engi
     return Scorer(pair, **share_cpu(place, engines_on_node, engine_args))
 
 
-def _make_encoder(job: ScoreJob, directory: Path) -> PromptEncoder:
-    return job.encoder(load_tokenizer(directory, trust_remote_code=job.trust_remote_code))
+def _make_encoder(job: ScoreJob, pair: ModelPair) -> PromptEncoder:
+    tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=job.trust_remote_code)
+    return job.encoder(tokenizer, pair.ft.config.get("vocab_size"))
 
 
 def _set_up_ray_data(*, debug: bool) -> None:

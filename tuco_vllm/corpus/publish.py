@@ -21,7 +21,7 @@ def refusals(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}; finished parts stay, "
-            "and the same command goes on from there"
+            "and the same command (without --overwrite) goes on from there"
         ) from error
 
 

@@ -2,7 +2,8 @@
 
 A broken record becomes a record with an error, so that its row is kept and the job goes on. A file that
 cannot be read at all, or not to its end, raises InputError: how many rows it still holds is unknown, so
-going on would lose them silently.
+going on would lose them silently. So does a broken CSV record that goes over several lines: a quote that is
+never closed takes all rows up to the next quote, or to the end of the file, into its own.
 """
 
 import csv
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +25,13 @@ from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import kind_of
 
 _BOM = b"\xef\xbb\xbf"
+
+_DEEPEST = 500
+"""So many levels may JSON nest. Python's own limit is higher, but it counts the callers too: the survey and
+the reading would not always agree on which rows are good, nor reading and writing."""
+
+_LONGEST_FIELD = 1 << 26
+"""Characters of a CSV field: what is held in memory of a quote that is never closed."""
 
 
 @dataclass(slots=True)
@@ -80,7 +89,7 @@ def _stream(file: InputFile) -> Iterator[io.BufferedReader]:
     """The file's content; pyarrow raises OSError for compressed bytes that end too early."""
     with file.open() as stored:
         try:
-            codec = pa.Codec.detect(file.file_name).name
+            codec = pa.Codec.detect(file.file_name.lower()).name
         except TypeError:  # of an extension that is no codec's
             yield stored
             return
@@ -116,8 +125,8 @@ def _jsonl(stream: io.BufferedReader) -> Iterator[Record]:
 def _json_record(line: bytes) -> Record:
     text, error = _decode(line)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as broken:
+        value = parse_json(text)
+    except ValueError as broken:
         return Record(error=error or f"broken JSON: {broken}")
     if not isinstance(value, dict):
         return Record(error=f"broken record: the line is {kind_of(value)}, not an object")
@@ -132,21 +141,54 @@ def _json_record(line: bytes) -> Record:
     return Record(value, error)
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError for one that is broken or nests too deep."""
+    too_deep = f"it nests more than {_DEEPEST} levels deep"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    # Every level has two brackets: most texts are too short to look at.
+    if len(text) > 2 * _DEEPEST and text.count("[") + text.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
+        raise ValueError(too_deep)
+    return value
+
+
+def _depth(value: Any) -> int:
+    depth = -1
+    level: list[Any] = [[value]]
+    while level:
+        depth += 1
+        items = chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for item in items if isinstance(item, (dict, list))]
+    return depth
+
+
 def _csv(stream: io.BufferedReader) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses prompts over 128 KiB; process-wide
+    csv.field_size_limit(_LONGEST_FIELD)  # the default refuses prompts over 128 KiB; process-wide
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.reader(text, strict=True)
     try:
         header = next((fields for fields in rows if fields), [])
     except csv.Error as error:
         raise _UnusableFile(f"its header is broken: {error}") from error
+    try:
+        "".join(header).encode()
+    except UnicodeEncodeError as error:
+        raise _UnusableFile("its header is not UTF-8") from error
     _check_unique(header)
     while True:
+        first = rows.line_num + 1
         try:
             fields = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
+            if rows.line_num > first:
+                raise _UnusableFile(
+                    f"the record that begins on line {first} goes on to line {rows.line_num} and is broken "
+                    f"({error}): close its quote, and double the quotes that belong to its text"
+                ) from error
             yield Record(error=f"broken CSV: {error}")
             continue
         if fields:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tuco_vllm.corpus.columns import Columns, ExtraColumn
 from tuco_vllm.corpus.inputs import InputFile
-from tuco_vllm.corpus.readers import Record, read_records
+from tuco_vllm.corpus.readers import Record, parse_json, read_records
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import kind_of
 from tuco_vllm.records import PromptInput
@@ -28,9 +28,8 @@ class SourceRow:
 
     @property
     def size(self) -> int:
-        """Its characters, about: what bounds a chunk."""
-        prompt = self.prompt if isinstance(self.prompt, str) else str(self.prompt)
-        return len(prompt) + sum(len(value) for value in self.extra.values() if isinstance(value, str))
+        """Its characters or bytes in a chunk, about: what bounds a chunk."""
+        return _size(self.prompt) + sum(map(_size, self.extra.values()))
 
 
 def source_rows(
@@ -61,17 +60,18 @@ def _source_row(record: Record, default_id: str, columns: Columns, passed: Seque
     try:
         own_id = _plain(record.columns.get(columns.id)) if columns.id is not None else None
         if own_id is not None:
-            row_id = own_id if isinstance(own_id, str) else json.dumps(own_id, default=str)
+            is_json = isinstance(own_id, (int, float, list, dict))
+            row_id = json.dumps(own_id, default=as_text) if is_json else as_text(own_id)
         prompt, fault = _prompt(record, columns)
         error = error or fault
-    except ValueError as broken:  # Parquet does not check that its strings are UTF-8
+    except (ValueError, OverflowError) as broken:  # Parquet also holds bad UTF-8, and the year 10000
         error = error or f"unreadable value: {broken}"
     return SourceRow(row_id, prompt, error, extra)
 
 
 def _prompt(record: Record, columns: Columns) -> tuple[PromptInput | None, str | None]:
     """What to score, and why it cannot be scored: messages where the row has them, else the prompt."""
-    messages = _plain(record.columns.get(columns.messages))
+    messages = _plain(record.columns.get(columns.messages)) if columns.messages is not None else None
     if messages is not None:
         return _messages(messages)
     if columns.prompt not in record.columns:
@@ -85,12 +85,38 @@ def _prompt(record: Record, columns: Columns) -> tuple[PromptInput | None, str |
 def _messages(messages: Any) -> tuple[PromptInput | None, str | None]:
     if isinstance(messages, str):  # all that a CSV cell can hold
         try:
-            messages = json.loads(messages)
-        except (ValueError, RecursionError) as broken:
+            messages = parse_json(messages)
+        except ValueError as broken:
             return None, f"the messages are not JSON: {broken}"
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return None, "the messages are not a list of objects with role and content"
     return messages, None
+
+
+def as_text(value: Any) -> str:
+    """What JSON has no type for, as text: bytes as UTF-8, or in hex where they are not."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    return str(value)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if value is None or isinstance(value, (int, float)):  # most values: asked before the slow questions
+        return 8
+    if isinstance(value, (list, dict)):
+        return len(str(value))
+    if isinstance(value, pa.BinaryScalar):  # strings too
+        return len(value.as_buffer() or b"")
+    if isinstance(value, (pa.ListScalar, pa.StructScalar)):
+        return int(pa.repeat(value, 1).nbytes)
+    if isinstance(value, (pa.DictionaryScalar, pa.ExtensionScalar)):
+        return _size(value.value)
+    return 8
 
 
 def _plain(value: Any) -> Any:

@@ -68,10 +68,11 @@ class ScoreJob:
     trust_remote_code: bool = False
     command: tuple[str, ...] = ()
 
-    def encoder(self, tokenizer: Any) -> PromptEncoder:
-        """The job's prompts -> token ids, of any length until an engine says what it holds."""
+    def encoder(self, tokenizer: Any, vocab_size: int | None) -> PromptEncoder:
+        """The job's prompts -> ids of FT's tokens, of any length until an engine says what it holds."""
         return PromptEncoder(
             tokenizer,
+            vocab_size=vocab_size,
             chat_template=self.chat_template,
             system_prompt=self.system_prompt,
             on_long=self.on_long,
@@ -106,7 +107,7 @@ def score_corpus(
     """
     files = find_inputs(job.inputs, job.file_format, out=job.out)
     tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=job.trust_remote_code)
-    encoder = job.encoder(tokenizer)
+    encoder = job.encoder(tokenizer, pair.ft.config.get("vocab_size"))
     identity = job_identity(files, pair, job.identity_settings(encoder.template_sha256))
     directory = JobDirectory(job.out)
     if not job.overwrite and directory.is_finished(identity):
@@ -224,7 +225,7 @@ def _metadata(
         "tuco.dtype": facts.dtype,
         "tuco.vllm_version": facts.vllm_version,
         "tuco.chat_template_sha256": template_sha256 or "",
-        "tuco.command": shlex.join(job.command),
+        "tuco.command": shlex.join(job.command).encode(errors="replace").decode(),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations  # torch's types below are for the checker only
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +15,11 @@ from tuco_vllm.records import LAYERS, SCALARS, TucoScore, output_schema
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+NOT_FINITE = (
+    "its norms are not finite: a model overflowed (score in a --dtype of a larger range) or has such weights"
+)
 
 
 class Scores(Protocol):
@@ -62,7 +68,11 @@ def scored(chunk: pa.Table, engine: Scores, *, layers: bool = True, prompt: bool
         if isinstance(result, str):
             errors[row] = result
         else:
-            scores[row] = TucoScore.from_norms(result.tolist(), len(token_ids[row]))
+            score = TucoScore.from_norms(result.tolist(), len(token_ids[row]))
+            if math.isfinite(score.tuco):
+                scores[row] = score
+            else:
+                errors[row] = NOT_FINITE
 
     values = {name: [getattr(s, name) if s else None for s in scores] for name in (*SCALARS, *LAYERS)}
     values["prompt_tokens"] = [s.num_prompt_tokens if s else None for s in scores]

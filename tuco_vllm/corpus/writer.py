@@ -19,6 +19,7 @@ from tuco_vllm.corpus.publish import OutputError, hidden, publish, refusals
 from tuco_vllm.records import PART, output_schema
 
 _ROW_GROUP = 4096
+_ROW_GROUP_BYTES = 64 << 20
 _SECONDS_OPEN = 300.0
 
 
@@ -66,12 +67,13 @@ class PartWriter:
             chunk = chunk.slice(piece.num_rows)
             self._group.append(piece)
             self._grouped += piece.num_rows
+            self._grouped_bytes += piece.nbytes
             self._rows += piece.num_rows
             slow = time.monotonic() - self._started > _SECONDS_OPEN
             if self._rows == self._rows_per_file or (slow and not chunk.num_rows):
                 self.commit()
                 committed = True
-            elif self._grouped >= _ROW_GROUP:
+            elif self._grouped >= _ROW_GROUP or self._grouped_bytes >= _ROW_GROUP_BYTES:
                 self._flush()
             self._whole = True
         return committed
@@ -106,7 +108,7 @@ class PartWriter:
 
     def _start_part(self) -> None:
         self._group: list[pa.Table] = []
-        self._grouped = 0
+        self._grouped = self._grouped_bytes = 0
         self._rows = 0
         self._started = time.monotonic()
         self._templated = False
@@ -136,4 +138,4 @@ class PartWriter:
                 parquet.write_table(chunks.remove_column(0).cast(self._schema))
         if chunks is not None:
             self._templated = self._templated or bool(pc.any(chunks.column(0)).as_py())
-        self._group, self._grouped = [], 0
+        self._group, self._grouped, self._grouped_bytes = [], 0, 0

@@ -7,7 +7,7 @@ from vllm import EngineArgs
 
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.compat import current_platform
-from tuco_vllm.engine.plugin import ARCHITECTURE
+from tuco_vllm.engine.plugin import ARCHITECTURE, let_vllm_load_us
 from tuco_vllm.errors import InputError
 
 _FIXED = ("model", "runner", "task", "convert", "hf_overrides", "quantization", "tokenizer")
@@ -25,6 +25,7 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
             raise InputError(f"vLLM has no engine argument {name}")
     if engine_args.get("pipeline_parallel_size", 1) > 1:
         raise InputError("pipeline parallelism is not supported yet: use tensor_parallel_size")
+    let_vllm_load_us()
     arguments = EngineArgs(
         model=str(pair.ft.directory),
         runner=runner,

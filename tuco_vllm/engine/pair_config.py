@@ -13,6 +13,8 @@ from tuco_vllm.engine.compat import CUDAGraphMode, VllmConfig, breakable_cuda_gr
 
 SCHEDULER = "tuco_vllm.engine.scheduler.steering_scheduler"
 WORKER = "tuco_vllm.engine.steering_v1.SteeringWorker"
+_LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "dummy")
+_CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def configure(vllm_config: VllmConfig) -> None:
@@ -32,7 +34,7 @@ def configure(vllm_config: VllmConfig) -> None:
 
 def refuse_unsupported(vllm_config: VllmConfig) -> None:
     """Engine options under which scores would be wrong or the engine would fail later, each by name."""
-    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    parallel, model, cache = vllm_config.parallel_config, vllm_config.model_config, vllm_config.cache_config
     speculative: Any = vllm_config.speculative_config
     generates = model.runner_type == "generate"
     aux: Any = getattr(vllm_config, "aux_output_config", None)
@@ -53,7 +55,12 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
         # Why neither kind of CUDA graph: see ``rows``.
         "cudagraph_mode FULL (FULL_AND_PIECEWISE, vLLM's default, works)": full_graphs_alone,
         "breakable CUDA graphs (VLLM_USE_BREAKABLE_CUDAGRAPH=0 is without)": breakable,
-        "kv_sharing_fast_prefill": bool(vllm_config.cache_config.kv_sharing_fast_prefill),
+        # Only the loaders behind these read PT's weights too; and pickles are not loaded.
+        f"load_format {vllm_config.load_config.load_format}": vllm_config.load_config.load_format
+        not in _LOAD_FORMATS,
+        # Its error would count as fine-tuning.
+        f"kv_cache_dtype {cache.cache_dtype}": cache.cache_dtype not in _CACHE_DTYPES,
+        "kv_sharing_fast_prefill": bool(cache.kv_sharing_fast_prefill),
         "speculative decoding other than ngram": speculative is not None
         and not (generates and speculative.method == "ngram"),
     }

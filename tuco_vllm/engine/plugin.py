@@ -6,9 +6,12 @@ an exception in somebody else's server.
 """
 
 import logging
+import os
 from typing import Any
 
 ARCHITECTURE = "TucoForCausalLM"
+_PLUGIN = "tuco"
+"""Our entry point's name among ``vllm.general_plugins``."""
 
 
 class _ConfiguresItsEngine:
@@ -38,3 +41,10 @@ def register() -> None:
         MODELS_CONFIG_MAP[ARCHITECTURE] = _ConfiguresItsEngine
     except Exception as error:  # whatever it is, an unrelated model must still load
         logging.getLogger(__name__).warning("tuco_vllm could not register %s: %s", ARCHITECTURE, error)
+
+
+def let_vllm_load_us() -> None:
+    """Add this plugin to VLLM_PLUGINS where that is set: vLLM then loads only what it names."""
+    if "VLLM_PLUGINS" in os.environ:
+        named = [name for name in os.environ["VLLM_PLUGINS"].split(",") if name]
+        os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*named, _PLUGIN]))

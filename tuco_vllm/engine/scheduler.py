@@ -7,12 +7,15 @@ stop string cuts the tokens, whole under preemption, n > 1 and speculation. Its 
 models that return routes, is refused at start-up (``pair_config``).
 """
 
+import logging
 from typing import Any
 
 from tuco_vllm.engine.compat import AsyncScheduler, Request, Scheduler, VllmConfig
 from tuco_vllm.engine.score_columns import rows_of_request, split_scores
 from tuco_vllm.errors import InputError
 from tuco_vllm.steering import MAX_ALPHA, PLAIN, Steering, steering_of
+
+_log = logging.getLogger(__name__)
 
 
 class _Steering:
@@ -26,9 +29,10 @@ class _Steering:
     def add_request(self: Any, request: Request) -> None:
         try:
             steering = self._steering(request)
-        except InputError:
+        except InputError as error:
             # Every interface of ours has refused it before, and an exception here would end the engine. So it
-            # runs as plain FT for a step, and ends with the step's errors.
+            # runs as plain FT for a step, and ends with the step's errors, which have no words.
+            _log.error("request %s ends with an error: %s", request.request_id, error)
             steering, request.sampling_params.extra_args = PLAIN, None
             self.grammar_compile_error_reqs.add(request.request_id)
         if request.request_id not in self.requests:

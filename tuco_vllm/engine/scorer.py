@@ -46,6 +46,7 @@ class Scorer:
         self.max_num_seqs: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self._params = PoolingParams(task="classify")
         self._next_id = 0
+        self._done: dict[str, Tensor] = {}  # of all streams: a step of one may finish prompts of another
 
     def stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, Tensor]]:
         """Norms ``[L, 4]`` float32 of each prompt, in input order.
@@ -55,7 +56,7 @@ class Scorer:
         """
         source = iter(items)
         waiting: deque[tuple[str, Key]] = deque()  # taken, not yet yielded, in input order
-        done: dict[str, Tensor] = {}
+        done = self._done
         exhausted = False
         try:
             while True:
@@ -74,7 +75,7 @@ class Scorer:
                     continue
                 done.update(self.step())
         finally:
-            self._abort([request for request, _ in waiting if request not in done])
+            self._abort([request for request, _ in waiting if done.pop(request, None) is None])
 
     def submit(self, token_ids: list[int]) -> str:
         """Put a prompt into the engine's queue. Returns the request's name; raises EngineError."""

@@ -18,7 +18,7 @@ from vllm import SamplingParams
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine import compat
 from tuco_vllm.engine.arguments import fit_to_cpu
-from tuco_vllm.engine.plugin import ARCHITECTURE
+from tuco_vllm.engine.plugin import ARCHITECTURE, let_vllm_load_us
 from tuco_vllm.engine.score_feed import Rows, feed_scores
 from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.steering import TUCO
@@ -30,9 +30,6 @@ _OURS = (
 """Flags whose values are ours."""
 
 _INTERRUPTED = 130
-
-_PLUGIN = "tuco"
-"""Our entry point's name among ``vllm.general_plugins``."""
 
 
 class ServedEngine:
@@ -57,13 +54,11 @@ class ServedEngine:
 def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> Namespace:
     """vLLM's arguments for its server with the pair in it. Raises InputError for flags that cannot be."""
     compat.cli_env_setup()
-    if "VLLM_PLUGINS" in os.environ:  # then vLLM loads only what it names
-        named = [name for name in os.environ["VLLM_PLUGINS"].split(",") if name]
-        os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*named, _PLUGIN]))
+    let_vllm_load_us()
 
     class Parser(compat.FlexibleArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise InputError(f"{message} (vLLM's flags: tuco serve --help=all)")
+            raise InputError(f"{message} (flags: vLLM's documentation of `vllm serve`)")
 
     parser = compat.make_arg_parser(Parser(prog="tuco serve"))
     parser.set_defaults(host="127.0.0.1")

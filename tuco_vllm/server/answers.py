@@ -2,10 +2,12 @@
 
 The shape, in every choice: ``"tuco": {"prompt": p, "tokens": [one per token], "layers": {name: [[L] per
 token]}}``. ``tokens[0]`` is ``prompt``, the prompt's TuCo. In a stream each chunk has its own tokens' scores,
-and ``prompt`` is in a choice's first scored chunk only.
+and ``prompt`` is in a choice's first scored chunk only. A number that is not finite (a model overflowed) is
+null: JSON has no other word for it.
 """
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -78,15 +80,22 @@ class ScoredAnswer:
         start, rows = self._scores.take(choice, end)
         if not rows:
             return {}
-        values = tuco_of_rows(rows)
+        values = finite_or_null(tuco_of_rows(rows))
         tuco: dict[str, Any] = {"prompt": values[0]} if start == 0 else {}
         if self._only_prompt:
             values, rows = [], rows[:0]
         tuco["tokens"] = values
         if self._layers:
             by_name = np.stack(rows).transpose(2, 0, 1).tolist() if rows else [[]] * len(LAYERS)
-            tuco["layers"] = dict(zip(LAYERS, by_name, strict=True))
+            tuco["layers"] = dict(zip(LAYERS, finite_or_null(by_name), strict=True))
         return tuco
+
+
+def finite_or_null(value: Any) -> Any:
+    """A float, or nested lists of them, as JSON can hold it."""
+    if isinstance(value, list):
+        return [finite_or_null(item) for item in value]
+    return value if math.isfinite(value) else None
 
 
 def _compact(value: Any) -> bytes:

@@ -42,7 +42,11 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
         arguments.served_model_name = names
     if arguments.chat_template is not None:
         tokenizer.chat_template = serving.read_chat_template(arguments.chat_template)
-    encoder = PromptEncoder(tokenizer)
+    encoder = PromptEncoder(
+        tokenizer,
+        vocab_size=pair.ft.config.get("vocab_size"),
+        template_variables=arguments.default_chat_template_kwargs,  # of chat completions as well
+    )
 
     def extend(app: FastAPI, engine: serving.ServedEngine) -> None:
         encoder.max_model_len = engine.max_model_len - 1  # vLLM wants room for one token

@@ -1,5 +1,7 @@
 """What /metrics says of us, beside vLLM's own: in the same registry, so on the same page."""
 
+import math
+
 from prometheus_client import Counter, Histogram
 
 PROMPT_TUCO = Histogram(
@@ -14,3 +16,9 @@ ALPHA = Histogram(
 )
 SCORED = Counter("tuco:scored_requests", "Requests that were answered with scores.")
 STEERED = Counter("tuco:steered_requests", "Completion requests answered under an alpha other than 1.")
+
+
+def observe_prompt(tuco: float) -> None:
+    """Count a prompt's score; not one that is NaN, which would make the histogram's sum NaN for ever."""
+    if math.isfinite(tuco):
+        PROMPT_TUCO.observe(tuco)

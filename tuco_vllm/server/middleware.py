@@ -69,7 +69,7 @@ class TucoMiddleware:
 
         if not wish.steering.scored:
             return await self.app(scope, receive, counting)
-        scores = ResponseScores(metrics.PROMPT_TUCO.observe)
+        scores = ResponseScores(metrics.observe_prompt)
         answer = self._scored(scores, wish)
         token = RECEIVER.set(scores)
         try:

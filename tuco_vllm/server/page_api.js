@@ -71,7 +71,7 @@ export async function* complete({ chat, prompt, ...settings }, signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.message ?? String(chunk.error));
     const choice = chunk.choices?.[0];
-    if (choice) yield { prompt: choice.tuco?.prompt, tokens: tokens(choice), finish: choice.finish_reason };
+    if (choice) yield { prompt: choice.tuco?.prompt ?? undefined, tokens: tokens(choice), finish: choice.finish_reason };
   }
   throw new ApiError("The server ended the stream early.");
 }
@@ -106,7 +106,7 @@ function tokens(choice) {
   return pieces.map((piece, i) => ({
     text: piece,
     name: names[i + skip] ?? piece,
-    tuco: scores[i + skip],
+    tuco: scores[i + skip] ?? undefined, // null where a model overflowed
     betas: betas(choice.tuco?.layers, i + skip),
   }));
 }

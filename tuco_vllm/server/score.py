@@ -14,6 +14,7 @@ from tuco_vllm.engine.score_feed import Rows
 from tuco_vllm.prompts import PromptEncoder, PromptError, kind_of
 from tuco_vllm.records import LAYERS, TucoScore
 from tuco_vllm.server import metrics
+from tuco_vllm.server.answers import finite_or_null
 from tuco_vllm.server.errors import RequestError
 
 router = APIRouter()
@@ -59,7 +60,7 @@ class ScoreService:
         ]
         metrics.SCORED.inc()
         for score in scores:
-            metrics.PROMPT_TUCO.observe(score.tuco)
+            metrics.observe_prompt(score.tuco)
         total = sum(map(len, prompts))
         return {
             "id": name,
@@ -127,12 +128,12 @@ def _entry(place: int, score: TucoScore, layers: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "object": "tuco.score",
         "index": place,
-        "tuco": score.tuco,
-        "preco": score.preco,
+        "tuco": finite_or_null(score.tuco),
+        "preco": finite_or_null(score.preco),
         "prompt_tokens": score.num_prompt_tokens,
     }
     if layers:
-        entry["layers"] = {name: getattr(score, name) for name in LAYERS}
+        entry["layers"] = {name: finite_or_null(getattr(score, name)) for name in LAYERS}
     return entry
 
 
