@@ -18,8 +18,8 @@ products on few rows and on many give the same bits. Libraries that block by row
 bound is below the 5e-3 that normalising a rounded sum costs in bfloat16."""
 
 SIXTEEN_BIT_FACTOR = 2.0
-"""The engine's largest error in bfloat16 or float16 against Hugging Face's own in it, on the same prompts: both
-round at the same places, in another order. A factor, so that no absolute figure has to be invented."""
+"""The engine's largest error in bfloat16 or float16 against Hugging Face's own in it on the same prompts: the
+two round at the same places, in another order. A factor, so that no absolute figure has to be invented."""
 
 ORACLE_FLOAT64 = 1e-9
 """Two ways to the same float64 number (batched, alone; sums against the stream), relative."""
