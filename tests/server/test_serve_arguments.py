@@ -31,6 +31,8 @@ def test_the_pair_is_set_and_the_rest_is_vllms(parse, pair_dirs):
     assert (arguments.host, arguments.port, arguments.max_model_len) == ("127.0.0.1", 8001, 1000)
     assert arguments.served_model_name == ["a", "b"]
     assert parse("--host=0.0.0.0").host == "0.0.0.0"
+    assert parse().tokenizer_mode == "hf"  # for a Mistral repository vLLM would take another than ours
+    assert parse("--tokenizer-mode=slow").tokenizer_mode == "slow"
     assert parse().served_model_name == [ft]
 
 

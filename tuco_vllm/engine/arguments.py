@@ -30,8 +30,8 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
         model=str(pair.ft.directory),
         runner=runner,
         hf_overrides={"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory), **overrides},
-        config_format="hf",  # Mistral's repositories carry a second format of config and weights
-        **{"disable_log_stats": True, **engine_args},
+        config_format="hf",  # Mistral's repositories carry a second format of config, tokenizer and weights
+        **{"disable_log_stats": True, "tokenizer_mode": "hf", **engine_args},
     )
     stated = pair.ft.config.get("dtype", pair.ft.config.get("torch_dtype"))
     if arguments.dtype == "auto" and stated == "float32":

@@ -67,6 +67,8 @@ def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> 
         if getattr(arguments, name) != parser.get_default(name):
             raise InputError(f"--{name.replace('_', '-')} is set by tuco itself: leave it out")
     arguments.model, arguments.config_format, arguments.runner = str(pair.ft.directory), "hf", "generate"
+    if arguments.tokenizer_mode == "auto":  # of Mistral's repositories that is another one than ours
+        arguments.tokenizer_mode = "hf"
     arguments.hf_overrides = {
         "architectures": [ARCHITECTURE],
         "tuco_pt": str(pair.pt.directory),
