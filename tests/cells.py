@@ -45,24 +45,24 @@ class Cell:
 
 
 COVER = [
-    Cell("llama", chunk=48),
-    Cell("llama", compiled=True, dtype="bfloat16"),
-    Cell("llama_mha", compiled=True, chunk=32),
+    Cell("llama", dtype="bfloat16", chunk=48),
+    Cell("llama", compiled=True, chunk=32),
+    Cell("llama_mha", tensor_parallel=2),
     Cell("mistral", tensor_parallel=2),
-    Cell("mistral", compiled=True, chunk=48),
-    Cell("mistral_windowed_ft", dtype="bfloat16", chunk=48),
-    Cell("qwen3", compiled=True, tensor_parallel=2, chunk=48),
-    Cell("qwen3", dtype="bfloat16"),
-    Cell("llama_mha", dtype="float16", chunk=48),
+    Cell("mistral", compiled=True, dtype="bfloat16"),
+    Cell("mistral_windowed_ft", chunk=48),
+    Cell("qwen3"),
+    Cell("qwen3", compiled=True, dtype="bfloat16", tensor_parallel=2, chunk=48),
 ]
 
 
 def product() -> list[Cell]:
-    """Every combination, and the cover's cells, which have a second chunk size."""
+    """Every combination; the cover's cells, which have a second chunk size; and one in float16."""
     whole = [
         Cell(*values)
         for values in combinations(
             tiny_models.PAIRS, (False, True), ("float32", "bfloat16"), (None, 48), (1, 2)
         )
     ]
-    return whole + [cell for cell in COVER if cell not in whole]
+    half = Cell("llama_mha", dtype="float16", chunk=48)
+    return [*whole, *(cell for cell in COVER if cell not in whole), half]
