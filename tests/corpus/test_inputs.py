@@ -76,6 +76,13 @@ def test_the_output_is_not_its_own_input_by_any_path(tree, tmp_path, linked, arg
     assert ours or (linked, argument) == ("the output", "*/*")  # where the glob goes less deep
 
 
+def test_the_output_may_be_named_through_a_link(tree, tmp_path):
+    (tmp_path / "link").symlink_to(tree)
+    (tree / "out").mkdir()
+    (tree / "out/part.csv").write_text("")
+    assert names(tree, out=tmp_path / "link/out") == EVERYTHING
+
+
 def refuse(monkeypatch, call, refused):
     """To root nothing is unreadable."""
     allowed = getattr(os, call)
