@@ -194,15 +194,15 @@ def _template_text(tokenizer: PreTrainedTokenizerBase, choice: str) -> str | Non
 
 
 def template_in(choice: str) -> str:
-    """The Jinja text of a chat template's file; ``choice`` itself where it is no file's name but such a text.
+    """The Jinja text of a chat template's file; ``choice`` itself where it names no file but is such a text.
 
     Told apart as vLLM does. Raises InputError where the file cannot be read.
     """
-    if any(letter in choice for letter in "{}\n"):
-        return choice
     try:
         return Path(choice).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and any(letter in choice for letter in "{}\n"):
+            return choice
         raise InputError(f"cannot read chat template {choice}: {error} (or say auto or none)") from error
 
 

@@ -61,6 +61,16 @@ def scores(alpha: float, first: int, count: int) -> dict[str, Any]:
     return {**prompt, "tokens": [row[-1] for row in betas], "layers": layers}
 
 
+def overflowed(alpha: float, first: int, count: int) -> dict[str, Any]:
+    """``scores`` of a model whose numbers are not finite from the fourth layer on."""
+    tuco = scores(alpha, first, count)
+    tuco |= dict.fromkeys(tuco.keys() & {"prompt"}) | {"tokens": [None] * count}
+    for rows in tuco["layers"].values():
+        for row in rows:
+            row[3:] = [None] * (LAYERS - 3)
+    return tuco
+
+
 def chunks(prompt: str, body: dict[str, Any], chat: bool) -> Iterator[dict[str, Any]]:
     """The chunks of one stream, in vLLM's shape."""
     alpha = body["alpha"]
@@ -85,7 +95,8 @@ def chunks(prompt: str, body: dict[str, Any], chat: bool) -> Iterator[dict[str, 
         if prompt == "nameless":
             del choice["logprobs"]
         if new and prompt != "unscored":
-            choice["tuco"] = scores(alpha, at, len(new))
+            told = overflowed if prompt == "overflow" else scores
+            choice["tuco"] = told(alpha, at, len(new))
         yield {"id": "cmpl-1", "choices": [choice]}
         at += len(new)
 

@@ -102,6 +102,16 @@ def test_a_server_without_scores_still_writes(page):
     assert here.run("document.getElementById('legend').hidden")
 
 
+def test_scores_that_overflowed_are_not_shown_as_numbers(page):
+    here = page().ready()
+    here.ask("overflow")
+    here.status("Done: 4 of 4.")
+    assert here.texts()[0] == "".join(fake_api.split(fake_api.STORIES[0])[:48])
+    assert here.texts(".score b") == ["–"] * len(ALPHAS)
+    betas = enumerate(fake_api.curve(1, 0)[:3], start=1)
+    assert here.texts("#chart .line-2 title") == [f"α = 1, after layer {n}: {beta:.3f}" for n, beta in betas]
+
+
 def test_markup_from_prompt_and_model_stays_text(page):
     here = page().ready()
     here.ask(f"echo {EVIL}")

@@ -47,8 +47,9 @@ def test_a_template_file_serves_chats_and_wraps_strings(tmp_path):
 
 def test_a_template_may_be_given_as_its_text(tmp_path):
     text = "{{ messages[0].content }}>"
-    (tmp_path / "t").write_text(text)
-    by_file, by_text = (encoder(chat_template=given) for given in (str(tmp_path / "t"), text))
+    file = tmp_path / "{t}"  # a name that has what tells a text
+    file.write_text(text)
+    by_file, by_text = (encoder(chat_template=given) for given in (str(file), text))
     assert by_text.encode("hi") == by_file.encode("hi")
     assert by_text.template_sha256 == by_file.template_sha256
 

@@ -125,8 +125,10 @@ function cut(text, names) {
   return pieces;
 }
 
-/** β after each layer: ‖F̄‖₁ / (‖P̄‖₁ + ‖F̄‖₁), 0 where both are 0. */
+/** β after each layer: ‖F̄‖₁ / (‖P̄‖₁ + ‖F̄‖₁), 0 where both are 0; up to the layer where a model overflowed, if one did. */
 function betas(layers, token) {
   const ptc = layers?.cum_ptc_norms?.[token];
-  return layers?.cum_ftc_norms?.[token]?.map((ftc, layer) => (ftc ? ftc / (ptc[layer] + ftc) : 0));
+  const ftc = layers?.cum_ftc_norms?.[token];
+  const finite = ftc?.includes(null) ? ftc.slice(0, ftc.indexOf(null)) : ftc;
+  return finite?.map((norm, layer) => (norm ? norm / (ptc[layer] + norm) : 0));
 }
