@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 from threading import Thread
 from typing import Any
 
-from tuco_vllm.engine.compat import EngineDeadError
+from tuco_vllm.engine.compat import EngineDeadError, InprocClient
 
 
 def hear_of_death(engine: Any) -> None:
@@ -18,10 +18,9 @@ def hear_of_death(engine: Any) -> None:
     Does nothing for an engine inside this process.
     """
     client = engine.engine_core
-    manager = getattr(getattr(client, "resources", None), "engine_manager", None)
-    if manager is None:
+    if isinstance(client, InprocClient):
         return
-    processes, queue = list(manager.processes), client.outputs_queue
+    processes, queue = list(client.resources.engine_manager.processes), client.outputs_queue
 
     def watch() -> None:
         # The processes are held as well: without them their sentinels would be closed.

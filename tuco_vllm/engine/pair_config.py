@@ -33,25 +33,27 @@ def configure(vllm_config: VllmConfig) -> None:
 
 
 def refuse_unsupported(vllm_config: VllmConfig) -> None:
-    """Engine options under which scores would be wrong or the engine would fail later, each by name."""
+    """Engine options under which scores would be wrong or the engine would fail later, each by name.
+
+    Attributes are read plainly: an option that vLLM has renamed must end the start, not its refusal.
+    """
     parallel, model, cache = vllm_config.parallel_config, vllm_config.model_config, vllm_config.cache_config
     speculative: Any = vllm_config.speculative_config
     generates = model.runner_type == "generate"
-    aux: Any = getattr(vllm_config, "aux_output_config", None)
     full_graphs_alone = vllm_config.compilation_config.cudagraph_mode == CUDAGraphMode.FULL
     breakable = breakable_cuda_graphs() and not model.enforce_eager
     reasons = {
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
-        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-        "micro-batching (DBO)": getattr(parallel, "use_ubatching", False),
-        "batch-sharded sampling": bool(getattr(parallel, "enable_batch_sharded_sampling", False)),
+        "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
+        "micro-batching (DBO)": parallel.use_ubatching,
+        "batch-sharded sampling": bool(parallel.enable_batch_sharded_sampling),
         "quantization": vllm_config.quant_config is not None,
         "LoRA": vllm_config.lora_config is not None,
         "KV transfer": vllm_config.kv_transfer_config is not None,
-        "watermarking": getattr(vllm_config, "watermark_config", None) is not None,
-        "enable_return_routed_experts": bool(getattr(aux, "enable_return_routed_experts", False)),
-        "prompt embeddings": bool(getattr(model, "enable_prompt_embeds", False)),
+        "watermarking": vllm_config.watermark_config is not None,
+        "enable_return_routed_experts": vllm_config.aux_output_config.enable_return_routed_experts,
+        "prompt embeddings": model.enable_prompt_embeds,
         # Why neither kind of CUDA graph: see ``rows``.
         "cudagraph_mode FULL (FULL_AND_PIECEWISE, vLLM's default, works)": full_graphs_alone,
         "breakable CUDA graphs (VLLM_USE_BREAKABLE_CUDAGRAPH=0 is without)": breakable,
