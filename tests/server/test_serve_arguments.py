@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from tuco_vllm.config import Checkpoint, resolve_pair
+from tuco_vllm.engine import arguments
 from tuco_vllm.errors import InputError
 from tuco_vllm.server import app
 
@@ -21,19 +22,30 @@ def parse(pair_dirs, monkeypatch):
 
 def test_the_pair_is_set_and_the_rest_is_vllms(parse, pair_dirs):
     pt, ft = pair_dirs("llama", "float32")
-    arguments = parse("--port", "8001", "--max-model-len=1k", "--served-model-name", "a", "b", max_alpha=1.5)
-    assert (arguments.model, arguments.runner, arguments.config_format) == (ft, "generate", "hf")
-    assert arguments.hf_overrides == {
+    parsed = parse("--port", "8001", "--max-model-len=1k", "--served-model-name", "a", "b", max_alpha=1.5)
+    assert (parsed.model, parsed.runner, parsed.config_format) == (ft, "generate", "hf")
+    assert parsed.hf_overrides == {
         "architectures": ["TucoForCausalLM"],
         "tuco_pt": pt,
         "tuco_max_alpha": 1.5,
     }
-    assert (arguments.host, arguments.port, arguments.max_model_len) == ("127.0.0.1", 8001, 1000)
-    assert arguments.served_model_name == ["a", "b"]
+    assert (parsed.host, parsed.port, parsed.max_model_len) == ("127.0.0.1", 8001, 1000)
+    assert parsed.served_model_name == ["a", "b"]
     assert parse("--host=0.0.0.0").host == "0.0.0.0"
     assert parse().tokenizer_mode == "hf"  # for a Mistral repository vLLM would take another than ours
     assert parse("--tokenizer-mode=slow").tokenizer_mode == "slow"
     assert parse().served_model_name == [ft]
+
+
+def test_a_server_has_the_engine_that_python_has(parse, pair_dirs, monkeypatch):
+    monkeypatch.setattr(arguments, "_free_memory", lambda: 40 << 30)
+    monkeypatch.setattr(arguments.current_platform, "is_cpu", lambda: True)
+    pair = resolve_pair(*pair_dirs("llama", "float32"))
+    ours, served = arguments.pair_arguments(pair, "generate", {}, tuco_max_alpha=2.0), parse()
+    decided = ("dtype", "tokenizer_mode", "kv_cache_memory_bytes")
+    for name in (*arguments.FIXED, *decided):
+        assert getattr(served, name) == getattr(ours, name), name
+    assert [getattr(served, name) for name in decided] == ["bfloat16", "hf", 10 << 30]
 
 
 @pytest.mark.parametrize(

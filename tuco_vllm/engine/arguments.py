@@ -10,7 +10,8 @@ from tuco_vllm.engine.compat import current_platform
 from tuco_vllm.engine.plugin import ARCHITECTURE, let_vllm_load_us
 from tuco_vllm.errors import InputError
 
-_FIXED = ("model", "runner", "task", "convert", "hf_overrides", "quantization", "tokenizer")
+FIXED = ("model", "runner", "convert", "hf_overrides", "quantization", "tokenizer", "config_format")
+"""Engine arguments that are not the user's: a pair sets them, or they must stay as they are."""
 
 
 def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **overrides: Any) -> EngineArgs:
@@ -19,28 +20,40 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
     Raises InputError for arguments that the pair fixes itself, and for those that vLLM does not have.
     """
     for name in engine_args:
-        if name in _FIXED:
+        if name in FIXED:
             raise InputError(f"{name}= is set by tuco itself: leave it out")
         if name not in EngineArgs.__dataclass_fields__:
             raise InputError(f"vLLM has no engine argument {name}")
     if engine_args.get("pipeline_parallel_size", 1) > 1:
         raise InputError("pipeline parallelism is not supported yet: use tensor_parallel_size")
     let_vllm_load_us()
-    arguments = EngineArgs(
-        model=str(pair.ft.directory),
-        runner=runner,
-        hf_overrides={"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory), **overrides},
-        config_format="hf",  # Mistral's repositories carry a second format of config, tokenizer and weights
-        **{"disable_log_stats": True, "tokenizer_mode": "hf", **engine_args},
-    )
+    settings = pair_settings(pair, runner, **overrides)
+    arguments = EngineArgs(**{"disable_log_stats": True, **engine_args, **settings})
+    complete(arguments, pair)
+    return arguments
+
+
+def pair_settings(pair: ModelPair, runner: str, **overrides: Any) -> dict[str, Any]:
+    """What makes an engine the pair's, whatever else it is told; ``overrides`` go to ``hf_overrides``."""
+    return {
+        "model": str(pair.ft.directory),
+        "runner": runner,
+        "hf_overrides": {"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory), **overrides},
+        "config_format": "hf",  # Mistral's repositories carry a second format of config and weights
+    }
+
+
+def complete(arguments: Any, pair: ModelPair) -> None:
+    """Set what ``arguments`` (EngineArgs, or a command line's namespace of them) leave open."""
+    if arguments.tokenizer_mode == "auto":  # of Mistral's repositories that is another one than ours
+        arguments.tokenizer_mode = "hf"
     stated = pair.ft.config.get("dtype", pair.ft.config.get("torch_dtype"))
     if arguments.dtype == "auto" and stated == "float32":
         # What vLLM generates with. To pool it takes float16, whose range a large model's stream may leave,
         # and which a CPU computes slowly.
         arguments.dtype = str(current_platform.supported_dtypes[0]).removeprefix("torch.")
     if current_platform.is_cpu():
-        fit_to_cpu(arguments)
-    return arguments
+        _fit_to_cpu(arguments)
 
 
 def share_cpu(place: int, engines: int, engine_args: dict[str, Any]) -> dict[str, Any]:
@@ -59,8 +72,8 @@ def share_cpu(place: int, engines: int, engine_args: dict[str, Any]) -> dict[str
     return {"kv_cache_memory_bytes": max(_free_memory() // (4 * engines), 1 << 30), **engine_args}
 
 
-def fit_to_cpu(arguments: Any) -> None:
-    """Set what ``arguments`` (EngineArgs, or a command line's namespace of them) leave open.
+def _fit_to_cpu(arguments: Any) -> None:
+    """Memory and cores, where nothing is said of them.
 
     vLLM's CPU defaults are a server's: nearly all memory for the KV cache, one NUMA node for each rank.
     Scoring needs the cache for prompts in flight only, so a quarter of the free memory is plenty. What the

@@ -17,16 +17,13 @@ from vllm import SamplingParams
 
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine import compat
-from tuco_vllm.engine.arguments import fit_to_cpu
-from tuco_vllm.engine.plugin import ARCHITECTURE, let_vllm_load_us
+from tuco_vllm.engine.arguments import FIXED, complete, pair_settings
+from tuco_vllm.engine.plugin import let_vllm_load_us
 from tuco_vllm.engine.score_feed import Rows, feed_scores
 from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.steering import TUCO
 
-_OURS = (
-    *("model", "model_tag", "runner", "convert", "hf_overrides", "quantization", "tokenizer"),
-    *("config_format", "scheduler_cls", "worker_cls", "headless", "api_server_count", "grpc"),
-)
+_OURS = (*FIXED, "model_tag", "scheduler_cls", "worker_cls", "headless", "api_server_count", "grpc")
 """Flags whose values are ours."""
 
 _INTERRUPTED = 130
@@ -66,17 +63,10 @@ def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> 
     for name in _OURS:
         if getattr(arguments, name) != parser.get_default(name):
             raise InputError(f"--{name.replace('_', '-')} is set by tuco itself: leave it out")
-    arguments.model, arguments.config_format, arguments.runner = str(pair.ft.directory), "hf", "generate"
-    if arguments.tokenizer_mode == "auto":  # of Mistral's repositories that is another one than ours
-        arguments.tokenizer_mode = "hf"
-    arguments.hf_overrides = {
-        "architectures": [ARCHITECTURE],
-        "tuco_pt": str(pair.pt.directory),
-        "tuco_max_alpha": max_alpha,
-    }
+    for name, value in pair_settings(pair, "generate", tuco_max_alpha=max_alpha).items():
+        setattr(arguments, name, value)
+    complete(arguments, pair)
     arguments.served_model_name = arguments.served_model_name or [pair.ft.name]
-    if compat.current_platform.is_cpu():
-        fit_to_cpu(arguments)
     try:
         compat.validate_parsed_serve_args(arguments)
     except Exception as error:  # vLLM's own checks of flags raise every kind
