@@ -10,10 +10,10 @@ models that return routes, is refused at start-up (``pair_config``).
 import logging
 from typing import Any
 
-from tuco_vllm.engine.compat import AsyncScheduler, Request, Scheduler, VllmConfig
+from tuco_vllm.engine.compat import AsyncScheduler, Request, RequestError, Scheduler, VllmConfig
 from tuco_vllm.engine.score_columns import rows_of_request, split_scores
 from tuco_vllm.errors import InputError
-from tuco_vllm.steering import MAX_ALPHA, PLAIN, Steering, steering_of
+from tuco_vllm.steering import ALPHA, MAX_ALPHA, PLAIN, TUCO, steering_of
 
 _log = logging.getLogger(__name__)
 
@@ -27,19 +27,33 @@ class _Steering:
         self.max_alpha = float(getattr(hf_config, "tuco_max_alpha", MAX_ALPHA))
 
     def add_request(self: Any, request: Request) -> None:
+        session = self.requests.get(request.request_id)  # where input streams, each piece is such a request
         try:
-            steering = self._steering(request)
+            steering = steering_of(request.sampling_params.extra_args, self.max_alpha)
+            if session is not None and request.resumable and steering != session.tuco_steering:
+                raise InputError(
+                    f"{ALPHA} and {TUCO} cannot change while input streams: its cache has one salt"
+                )
         except InputError as error:
             # Every interface of ours has refused it before, and an exception here would end the engine. So it
-            # runs as plain FT for a step, and ends with the step's errors, which have no words.
+            # runs for a step, plain or as it ran before, and ends with the step's errors.
             _log.error("request %s ends with an error: %s", request.request_id, error)
-            steering, request.sampling_params.extra_args = PLAIN, None
-            self.grammar_compile_error_reqs.add(request.request_id)
-        if request.request_id not in self.requests:
+            steering = PLAIN
+            request.sampling_params.extra_args = session and session.sampling_params.extra_args
+            self._end_with_the_step(request.request_id, error)
+        if session is None:
+            request.tuco_steering = steering  # parsed once, it goes where the request goes
             request.cache_salt = steering.cache_salt(request.cache_salt)
             request.block_hashes.clear()
             request.update_block_hashes()
         super().add_request(request)  # type: ignore[misc]
+
+    def _end_with_the_step(self: Any, name: str, error: InputError) -> None:
+        errors = self.grammar_compile_error_reqs
+        if isinstance(errors, dict):  # from vLLM 0.33 on they have words, which the client gets
+            errors[name] = RequestError(code="validation_error", message=str(error))
+        else:
+            errors.add(name)
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         columns = model_runner_output.logprobs
@@ -47,7 +61,7 @@ class _Steering:
         scored = {
             name: model_runner_output.req_id_to_index[name]
             for name in (scheduler_output.num_scheduled_tokens if scores is not None else ())
-            if (request := self.requests.get(name)) is not None and self._steering(request).scored
+            if (request := self.requests.get(name)) is not None and request.tuco_steering.scored
         }
         by_client = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         if scores is not None and scored:
@@ -58,10 +72,6 @@ class _Steering:
                             columns, scores, scored[output.request_id], len(output.new_token_ids)
                         )
         return by_client
-
-    def _steering(self, request: Request) -> Steering:
-        params = request.sampling_params
-        return steering_of(params.extra_args if params else None, self.max_alpha)
 
 
 class SteeringScheduler(_Steering, Scheduler):

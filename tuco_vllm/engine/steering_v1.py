@@ -1,7 +1,7 @@
 """Model Runner V1 (CPUs, and GPUs by choice): set each step's plan, append the scores to what was sampled.
 
 Chosen by ``worker_cls``: the worker builds its stock runner, whose class is then exchanged for one that adds
-two overrides and no state.
+two overrides, and to each request's state what the request asks for.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from tuco_vllm.engine.compat import GPUModelRunnerV1, PlatformWorker
 from tuco_vllm.engine.score_columns import append_scores
 from tuco_vllm.engine.step_plan import plan_step
-from tuco_vllm.steering import PLAIN, Steering, steering_of
+from tuco_vllm.steering import steering_of
 
 
 class _SteeringRunner:
@@ -27,7 +27,12 @@ class _SteeringRunner:
         num_logits = np.ones(count, dtype=np.int32)
         if drafts is not None:
             num_logits += np.array(drafts.num_draft_tokens, dtype=np.int32)
-        steerings = [self._steering(name) for name in self.input_batch.req_ids[:count]]
+        for new in scheduler_output.scheduled_new_reqs:
+            # Parsed once, it stays through preemption and goes with the request's own state. The bound is the
+            # front's business; here a number is a number.
+            steering = steering_of(new.sampling_params.extra_args, math.inf)
+            self.requests[new.req_id].tuco_steering = steering
+        steerings = [self.requests[name].tuco_steering for name in self.input_batch.req_ids[:count]]
         self.model.rows.plan = plan_step(self.query_start_loc.np[: count + 1], num_logits, steerings)
         if self.device.type == "cpu":
             self._make_generators_rewindable()
@@ -40,11 +45,6 @@ class _SteeringRunner:
                 generators[place] = _RewindableGenerator.like(generators[place])
                 self.requests[self.input_batch.req_ids[place]].generator = generators[place]
             generators[place].keep()
-
-    def _steering(self: Any, request: str) -> Steering:
-        params = self.requests[request].sampling_params
-        # The bound is the front's business; here a number is a number.
-        return steering_of(params.extra_args, math.inf) if params is not None else PLAIN
 
     def _sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
         output = super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]

@@ -25,8 +25,7 @@ class SteeringModelState(DefaultModelState):
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         """Remember what a new, or resumed, request asks for."""
         super().add_request(req_index, new_req_data)
-        params = new_req_data.sampling_params
-        steering = steering_of(params.extra_args, math.inf) if params is not None else PLAIN
+        steering = steering_of(new_req_data.sampling_params.extra_args, math.inf)
         if steering.needs_pt:
             self._steerings[new_req_data.req_id] = steering
 
