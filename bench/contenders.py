@@ -137,7 +137,7 @@ def _oracle(spec: Spec) -> Any:
 
     from tuco_vllm.oracle import Oracle
 
-    return Oracle(spec.pt, spec.ft, dtype=getattr(torch, spec.dtype))
+    return Oracle(spec.pt, spec.ft, dtype=getattr(torch, spec.dtype), attention="sdpa")  # the fast one
 
 
 def _hugging_face(pair: Any, batch_size: int) -> Run:

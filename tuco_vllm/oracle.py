@@ -30,13 +30,27 @@ class Oracle:
         pt, ft: model directories or hub ids, safetensors.
         dtype: float64 is the oracle; other dtypes give Hugging Face's own error, and the speed baseline.
         device: where both models run.
+        attention: Hugging Face's ``attn_implementation``. Only "eager" knows all that a family may ask for:
+            "sdpa", its default and the speed baseline's, drops soft-caps without a word.
     """
 
     def __init__(
-        self, pt: str | Path, ft: str | Path, *, dtype: torch.dtype = torch.float64, device: str = "cpu"
+        self,
+        pt: str | Path,
+        ft: str | Path,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+        attention: str = "eager",
     ) -> None:
         def load(path: str | Path) -> nn.Module:
-            model = AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True)
+            model = AutoModel.from_pretrained(
+                path,
+                dtype=dtype,
+                use_safetensors=True,
+                attn_implementation=attention,
+                experts_implementation="eager",  # the grouped product of experts refuses float64
+            )
             return model.to(device).eval()
 
         self.pt, self.ft = load(pt), load(ft)

@@ -4,7 +4,8 @@ import pytest
 import tiny_models
 import tolerances
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Gemma2Config, PreTrainedModel, Qwen3MoeConfig
+from transformers.models.gemma2.modeling_gemma2 import apply_rotary_pos_emb
 
 from tuco_vllm.decomposition import l1_norms
 from tuco_vllm.oracle import Oracle, decoder_layers
@@ -65,7 +66,7 @@ def test_contributions_add_up_to_the_stream(pair, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tuco_vllm.oracle.l1_norms", keep)
     oracle.norms([prompt])
     stream: list[torch.Tensor] = []
-    plain = AutoModel.from_pretrained(pair[1], dtype=torch.float64)
+    plain = AutoModel.from_pretrained(pair[1], dtype=torch.float64, attn_implementation="eager")
     decoder_layers(plain)[-1].register_forward_hook(
         lambda _, __, out: stream.append(out[0] if isinstance(out, tuple) else out)
     )
@@ -81,3 +82,54 @@ def test_contributions_add_up_to_the_stream(pair, monkeypatch: pytest.MonkeyPatc
 def test_an_empty_prompt_is_refused(pair) -> None:
     with pytest.raises(ValueError, match="empty"):
         Oracle(*pair).norms([[1, 2], []])
+
+
+def small(config_cls: type, **fields: object) -> PreTrainedModel:
+    """A random model of a family that the oracle need not know, with weights that make attention uneven."""
+    config = config_cls(**{**tiny_models.SHAPE, "vocab_size": 64, "num_hidden_layers": 2, **fields})
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(5)
+    return model
+
+
+@torch.inference_mode()
+def test_soft_caps_are_kept(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2's attention by hand, tanh and all: "sdpa" leaves it out and says nothing."""
+    cap = 1.5
+    torch.manual_seed(0)
+    small(Gemma2Config, attn_logit_softcapping=cap, query_pre_attn_scalar=32).save_pretrained(tmp_path)
+    oracle = Oracle(tmp_path, tmp_path)
+    attention, seen = decoder_layers(oracle.ft)[0].self_attn, {}
+
+    def keep(_: object, args: object, kwargs: dict, output: tuple) -> None:
+        seen.update(kwargs, output=output[0])
+
+    attention.register_forward_hook(keep, with_kwargs=True)
+    oracle.norms([list(range(3, 23))])
+    x_TH, (cos, sin) = seen["hidden_states"][0], seen["position_embeddings"]
+    query, key, value = (
+        project(x_TH).view(len(x_TH), -1, attention.head_dim).transpose(0, 1)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key = (part[0] for part in apply_rotary_pos_emb(query[None], key[None], cos, sin))
+    key, value = (part.repeat_interleave(attention.num_key_value_groups, dim=0) for part in (key, value))
+    logits = query @ key.transpose(1, 2) / 32**0.5
+    assert logits.abs().max() > 2 * cap, "nothing to cap: this tests nothing"
+    future = torch.ones(len(x_TH), len(x_TH), dtype=torch.bool).triu(1)
+    weights = (cap * torch.tanh(logits / cap)).masked_fill(future, float("-inf")).softmax(dim=-1)
+    by_hand = attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
+    assert (seen["output"][0] - by_hand).abs().max() < 1e-12 * by_hand.abs().max()
+
+
+def test_experts_run_in_float64(tmp_path) -> None:
+    torch.manual_seed(0)
+    small(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32).save_pretrained(
+        tmp_path
+    )
+    norms = Oracle(tmp_path, tmp_path).norms([list(range(3, 23))])
+    assert norms.dtype == torch.float64
+    assert norms[..., 0].min() > 0
+    assert norms[..., 1].max() == 0
