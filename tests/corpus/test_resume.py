@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from fake_scorer import FakeScorer
+from fake_scorer import FakeScorer, make_encoder
 
 from tuco_vllm.corpus import publish
+from tuco_vllm.corpus.feeder import Feeder, SetAside
 from tuco_vllm.errors import EngineError
 
 
@@ -55,7 +56,44 @@ def kill_at(monkeypatch, step):
     return calls
 
 
-def test_killed_at_every_step_of_every_commit_and_resumed(score, corpus, tmp_path, monkeypatch):
+@pytest.fixture
+def two_set_aside(monkeypatch, models):
+    """Engines die on the rows 4 and 42, as the feeder says it; another row has the words, not the flag."""
+    encode = make_encoder(models[1]).encode
+    reasons = {
+        tuple(encode(prompt).token_ids): reason
+        for prompt, reason in (
+            ("a 4", SetAside("in whatever words")),
+            ("b 17", SetAside("in others")),
+            ("a 7", "the engine died twice on this row: it says"),
+        )
+    }
+    real = Feeder.score
+
+    def score(self, prompts, **options):
+        results = real(self, prompts, **options)
+        return [reasons.get(tuple(ids), norms) for ids, norms in zip(prompts, results, strict=True)]
+
+    monkeypatch.setattr(Feeder, "score", score)
+
+
+def set_aside(out: Path) -> tuple[list[int], int]:
+    record = json.loads((out / "_tuco/run.json").read_text())
+    return record["set_aside_rows"], record["counts"]["quarantined"]
+
+
+def test_rows_that_engines_died_on_are_counted_by_their_flag(score, corpus, tmp_path, two_set_aside):
+    score(corpus, rows_per_file=20)
+    rows = read(tmp_path / "out")
+    assert [rows[n]["error"] for n in (4, 42)] == ["in whatever words", "in others"]
+    assert "died twice" in rows[7]["error"]
+    assert set_aside(tmp_path / "out") == ([4, 42], 2)
+    assert not {"set_aside", "templated"} & set(rows[0])
+
+
+def test_killed_at_every_step_of_every_commit_and_resumed(
+    score, corpus, tmp_path, monkeypatch, two_set_aside
+):
     with monkeypatch.context() as patch:
         calls = kill_at(patch, 10**9)
         score(corpus, out="whole", rows_per_file=20)
@@ -70,6 +108,7 @@ def test_killed_at_every_step_of_every_commit_and_resumed(score, corpus, tmp_pat
         assert_nothing_half_written(tmp_path / out)
         score(corpus, out=out, rows_per_file=20)
         assert read(tmp_path / out) == whole, f"killed before step {step}"
+        assert set_aside(tmp_path / out) == ([4, 42], 2), f"killed before step {step}"
         assert not list((tmp_path / out).glob(".part*"))
 
 

@@ -18,7 +18,7 @@ import ray
 
 from tuco_vllm.corpus.board import EngineFacts, Trial
 from tuco_vllm.corpus.chunks import Source, from_bytes, to_bytes
-from tuco_vllm.corpus.feeder import SET_ASIDE, Feeder
+from tuco_vllm.corpus.feeder import Feeder, SetAside
 from tuco_vllm.corpus.stages import scored, tokenised
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder
@@ -130,7 +130,8 @@ class EngineActor:
 
     def score_one_by_one(self, prompts: Sequence[list[int]], trial: Trial, first: int) -> list[Tensor | str]:
         """The prompts' norms, the board told before each of them, those of known poison left out."""
-        results: list[Tensor | str] = [f"the engine's process {SET_ASIDE}"] * len(prompts)
+        poison = SetAside("the engine's process died twice on this row")
+        results: list[Tensor | str] = [poison] * len(prompts)
         places = [place for place in range(len(prompts)) if place not in trial.poison]
 
         def tell(index: int) -> None:

@@ -2,7 +2,7 @@
 
 source chunk   id, prompt, messages (JSON text), error, then the input's other columns
 token chunk    id, prompt, token_ids, templated, error, then the input's other columns
-scored chunk   templated, then the columns of an output file
+scored chunk   templated, set_aside (whether engines died on the row), then the columns of an output file
 
 Their own columns come first and are taken by place: an input column may have any name.
 
@@ -30,6 +30,7 @@ balance engines less often, less would make the driver pay Ray's milliseconds fo
 
 SOURCE_COLUMNS = ("id", "prompt", "messages", "error")
 TOKEN_COLUMNS = ("id", "prompt", "token_ids", "templated", "error")
+SCORED_COLUMNS = ("templated", "set_aside")
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ from tuco_vllm.errors import EngineError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SET_ASIDE = "died twice on this row"
-"""Stands in the error of every row that was set aside."""
+
+class SetAside(str):
+    """Why a row has no score that two engines have died on: its error."""
+
 
 DEATHS_IN_A_ROW = 8
 """So many engines may die without one prompt scored between them; then the fault is not the prompts'."""
@@ -98,7 +100,7 @@ class Feeder:
     def score(
         self, prompts: Sequence[list[int]], *, alone: Callable[[int], None] | None = None
     ) -> list[Tensor | str]:
-        """Norms ``[L, 4]`` of each prompt, or the reason why it was set aside. Waits; thread-safe.
+        """Norms ``[L, 4]`` of each prompt, or a SetAside. Waits; thread-safe.
 
         With ``alone`` nothing runs beside a prompt, and ``alone`` is called with its place before it runs.
         Raises EngineError when engines go on dying, or a new one does not start.
@@ -171,7 +173,7 @@ class Feeder:
             self._deliver(self._suspects.popleft(), finished[0][1])
         except EngineError as death:
             self._suspects.popleft()
-            work.deliver(place, f"the engine {SET_ASIDE}: {death}")
+            work.deliver(place, SetAside(f"the engine died twice on this row: {death}"))
             self._replace(death)
 
     def _deliver(self, item: _Item, norms: Tensor) -> None:

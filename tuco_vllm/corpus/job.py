@@ -13,14 +13,13 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tuco_vllm.corpus.feeder import SET_ASIDE
 from tuco_vllm.corpus.identity import Identity, difference
 from tuco_vllm.corpus.publish import hidden, remove, write_whole
 from tuco_vllm.errors import InputError
@@ -36,9 +35,9 @@ class Counts:
 
     rows: int = 0
     errors: int = 0
-    quarantined: int = 0
-    """Of the errors, those of rows that an engine died on twice."""
     prompt_tokens: int = 0
+    set_aside: list[int] = field(default_factory=list)
+    """The numbers of the rows that engines died on, in order; they are among the errors."""
 
 
 class JobDirectory:
@@ -140,9 +139,15 @@ class JobDirectory:
                 raise InputError(f"cannot read {path}: {error}; start anew with --overwrite") from error
             counts.rows += table.num_rows
             counts.errors += table.num_rows - table["error"].null_count
-            counts.quarantined += pc.sum(pc.match_substring(table["error"], SET_ASIDE)).as_py() or 0
             counts.prompt_tokens += pc.sum(table["prompt_tokens"]).as_py() or 0
+        counts.set_aside = [row for row in self._set_aside() if row < counts.rows]
         return counts
+
+    def _set_aside(self) -> list[int]:
+        try:
+            return [int(row) for row in json.loads(self.run_file.read_text())["set_aside_rows"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []  # numbers for people: their loss is no reason to stop
 
     def _check_no_foreign_parts(self, *, unless: bool = False) -> None:
         if not unless and ((self.out / SUCCESS).exists() or any(self.out.glob("part-*"))):

@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 from tuco_vllm import __version__
 from tuco_vllm.config import ModelPair
 from tuco_vllm.corpus.board import EngineFacts
-from tuco_vllm.corpus.chunks import ScoredChunk, Source
+from tuco_vllm.corpus.chunks import SCORED_COLUMNS, ScoredChunk, Source, split
 from tuco_vllm.corpus.columns import Columns, Survey, survey
 from tuco_vllm.corpus.duplicates import find_duplicates
-from tuco_vllm.corpus.feeder import SET_ASIDE
 from tuco_vllm.corpus.identity import job_identity
 from tuco_vllm.corpus.inputs import find_inputs
 from tuco_vllm.corpus.job import Counts, JobDirectory
@@ -174,7 +173,8 @@ class _Run:
         try:
             with ProgressLine(self._content.rows, counts, states, begun) as progress:
                 for chunk in chunks:
-                    self._count(chunk)
+                    if self._count(chunk):  # before their part is there: a job goes on counting from this
+                        record.save("running", counts, writer.rows_committed)
                     self._tally.add(chunk, states())
                     if writer.write(chunk.table):
                         record.save("running", counts, writer.rows_committed)
@@ -201,15 +201,19 @@ class _Run:
                 record.save(state, counts, writer.rows_committed, reason)
             raise
 
-    def _count(self, chunk: ScoredChunk) -> None:
+    def _count(self, chunk: ScoredChunk) -> bool:
+        """Returns whether rows were set aside."""
         counts, table = self._counts, chunk.table
         if chunk.first != counts.rows:  # a row lost or done twice; nothing of it may be written
             raise RuntimeError(f"the pipeline gave rows from {chunk.first} on, not from {counts.rows}")
         errors = table["error"]
+        (_, set_aside), _ = split(table, SCORED_COLUMNS)
+        numbers = [counts.rows + place for place, flag in enumerate(set_aside.to_pylist()) if flag]
+        counts.set_aside += numbers
         counts.rows += table.num_rows
         counts.errors += table.num_rows - errors.null_count
-        counts.quarantined += pc.sum(pc.match_substring(errors, SET_ASIDE)).as_py() or 0
         counts.prompt_tokens += pc.sum(table["prompt_tokens"]).as_py() or 0
+        return bool(numbers)
 
 
 def _metadata(

@@ -67,9 +67,10 @@ class RunRecord:
                 "rows": counts.rows,
                 "rows_committed": self._first.rows + committed,
                 "errors": counts.errors,
-                "quarantined": counts.quarantined,
+                "quarantined": len(counts.set_aside),
                 "prompt_tokens": counts.prompt_tokens,
             },
+            "set_aside_rows": counts.set_aside,
             "timings": {
                 "started": self._started.isoformat(timespec="seconds"),
                 "updated": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from tuco_vllm.corpus.chunks import SOURCE_COLUMNS, TOKEN_COLUMNS, join, split
+from tuco_vllm.corpus.feeder import SetAside
 from tuco_vllm.prompts import EncodedPrompt, PromptEncoder, PromptError
 from tuco_vllm.records import LAYERS, SCALARS, TucoScore, output_schema
 
@@ -64,9 +65,10 @@ def scored(chunk: pa.Table, engine: Scores, *, layers: bool = True, prompt: bool
     given = [row for row, ids in enumerate(token_ids) if ids is not None]
     results = engine.score([token_ids[row] for row in given])
     scores: list[TucoScore | None] = [None] * chunk.num_rows
+    set_aside = [False] * chunk.num_rows
     for row, result in zip(given, results, strict=True):
         if isinstance(result, str):
-            errors[row] = result
+            errors[row], set_aside[row] = result, isinstance(result, SetAside)
         else:
             score = TucoScore.from_norms(result.tolist(), len(token_ids[row]))
             if math.isfinite(score.tuco):
@@ -77,7 +79,7 @@ def scored(chunk: pa.Table, engine: Scores, *, layers: bool = True, prompt: bool
     values = {name: [getattr(s, name) if s else None for s in scores] for name in (*SCALARS, *LAYERS)}
     values["prompt_tokens"] = [s.num_prompt_tokens if s else None for s in scores]
     values["error"] = errors
-    own = {"templated": templated}
+    own = {"templated": templated, "set_aside": pa.array(set_aside, pa.bool_())}
     for field in output_schema(layers=layers, prompt=prompt):
         if field.name in ("id", "prompt"):
             own[field.name] = row_ids if field.name == "id" else prompts

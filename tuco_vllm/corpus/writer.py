@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tuco_vllm.corpus.chunks import SCORED_COLUMNS, split
 from tuco_vllm.corpus.columns import ExtraColumn
 from tuco_vllm.corpus.publish import OutputError, hidden, publish, refusals
 from tuco_vllm.records import PART, output_schema
@@ -131,11 +132,10 @@ class PartWriter:
         return self._open
 
     def _flush(self) -> None:
-        chunks = pa.concat_tables(self._group) if self._group else None
         with refusals(self._out / PART.format(self._part)):
             parquet = self._opened()[1]
-            if chunks is not None:
-                parquet.write_table(chunks.remove_column(0).cast(self._schema))
-        if chunks is not None:
-            self._templated = self._templated or bool(pc.any(chunks.column(0)).as_py())
+            if self._group:
+                (templated, _), rows = split(pa.concat_tables(self._group), SCORED_COLUMNS)
+                parquet.write_table(rows.cast(self._schema))
+                self._templated = self._templated or bool(pc.any(templated).as_py())
         self._group, self._grouped, self._grouped_bytes = [], 0, 0
