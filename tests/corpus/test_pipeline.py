@@ -103,7 +103,7 @@ def assert_only_these_are_set_aside(table, undisturbed, reasons):
     assert len(rows) == len(expected)
     for n, row in enumerate(rows):
         if n in reasons:
-            assert (row["error"], row["tuco"], row["n"]) == (reasons[n], None, n)
+            assert (row["error"], row["tuco"], row["n"], row["set_aside"]) == (reasons[n], None, n, True)
         else:
             assert row == expected[n]
 

@@ -35,7 +35,7 @@ engine.py: why. Until: when.
     reason), vllm.old.Old.gone
 more.py: why else, in
 two lines. Until: never.
-    moved
+    moved, vllm.base reads alias, vllm.base reads by_name
 """
 
 from vllm.engine import Engine
@@ -60,7 +60,11 @@ def moved(a): ...
 if True:
     def moved(b): ...
 ''',
-    "base.py": "class Base:\n    def finish(self, name, reason=None, **more): ...",
+    "base.py": """
+class Base:
+    def finish(self, name, reason=None, **more):
+        return name.alias, getattr(name, "by_name", None)
+""",
     "old.py": "class Old:\n    def m(self):\n        self.first, self.gone = 1, 2",
 }
 
@@ -85,6 +89,8 @@ def test_the_ledger_is_read():
         Surface("Engine.finish", ("name", "reason"), (), True),
         Surface("vllm.old.Old.gone"),
         Surface("moved"),
+        Surface("vllm.base reads alias"),
+        Surface("vllm.base reads by_name"),
     ]
 
 
@@ -101,7 +107,7 @@ def test_a_version_that_has_not(version):
         {
             **OLD,
             "engine.py": engine.replace("seed=0", "rng=0").replace("step(self, ", "step(self, first, "),
-            "base.py": OLD["base.py"].replace("name, reason=None", "reason=None, name=None"),
+            "base.py": OLD["base.py"].replace("name, reason=None", "reason, name").replace("by_name", "name"),
             "old.py": "class Old: ...",
         },
     )
@@ -110,6 +116,7 @@ def test_a_version_that_has_not(version):
         "vllm.engine.Engine.step takes (first, tokens), not (tokens)",
         "vllm.engine.Engine.finish takes (reason, name), not (name, reason)",
         "vllm.old.Old.gone is not there",
+        "vllm.base reads by_name is not there",
     ]
 
 
@@ -117,7 +124,7 @@ def test_what_changed_is_said(version):
     engine = OLD["engine.py"].partition("@overload")[0]
     engine = engine.replace("list[int] = []", "dict[int, str] = {}").replace("Words.", "Other words.")
     engine = engine.replace("step(self, tokens)", "step(self, tokens, fast=True)")
-    base = OLD["base.py"].replace("...", "pass")
+    base = OLD["base.py"].replace("None)", "0)")
     new = version("new", {"engine.py": engine, "base.py": base, "new.py": "def moved(b): ..."})
     assert list(changes(version("old", OLD), new, COMPAT)) == [
         "body  Engine",

@@ -9,7 +9,8 @@ The ledger
 ----------
 Who uses what, why, and (Until) when it can go. Names without a module are those imported below.
 ``Class.name`` is what is read, set, overridden or patched there, ``.name`` more of the same class; of a
-signature ``(a, b, c=)`` says what we rely on: the first places, and parameters by name.
+signature ``(a, b, c=)`` says what we rely on: the first places, and parameters by name. ``module reads name``
+is what vLLM looks for in a class of ours: where it no longer does, ours would be passed over without a word.
 
 families/: FT must be vLLM's own code, to be bit-identical to it. Until: as long as there is a family.
     LlamaForCausalLM(vllm_config=, prefix=), LlamaModel.hf_to_vllm_mapper, .embed_tokens, .layers, .norm,
@@ -42,15 +43,21 @@ may be called with fewer queries than keys.
 weights.py, pair_model.py: two checkpoints make one model. Until: vLLM streams a second one by itself.
     DefaultModelLoader.Source(model_or_path, revision, prefix=, fall_back_to_pt=, allow_patterns_overrides=),
     AutoWeightsLoader(module), .load_weights(weights), WeightsMapper(orig_to_new_stacked=), .apply(weights),
-    get_config(model, trust_remote_code, config_format=)
+    get_config(model, trust_remote_code, config_format=),
+    vllm.model_executor.model_loader.default_loader reads secondary_weights,
+    vllm.model_executor.model_loader.default_loader reads allow_patterns_overrides,
+    vllm.model_executor.model_loader.default_loader reads fall_back_to_pt_during_load
 pair_model.py, scoring_model.py, steering_model.py: compiled as stock models are, two in one engine with a
 cache directory each, and norms for hidden states. Until: out-of-tree models have a public way to each.
     support_torch_compile(dynamic_arg_dims=), set_model_tag(tag), Pooler.get_supported_tasks(),
-    .forward(hidden_states, pooling_metadata), vllm.v1.pool.metadata.PoolingMetadata.pooling_params
+    .forward(hidden_states, pooling_metadata), vllm.v1.pool.metadata.PoolingMetadata.pooling_params,
+    vllm.model_executor.models.interfaces_base reads is_pooling_model,
+    vllm.model_executor.models.interfaces_base reads default_seq_pooling_type
 plugin.py, pair_config.py: a model's say in its engine's configuration, and options that would make scores
 wrong, refused. (MODELS_CONFIG_MAP is imported by plugin.py itself, which must stay light.) Until: an
 out-of-tree model can state what it supports.
-    vllm.model_executor.models.config.MODELS_CONFIG_MAP, VllmConfig.parallel_config, .model_config,
+    vllm.model_executor.models.config.MODELS_CONFIG_MAP, vllm.config.vllm reads verify_and_update_config,
+    vllm.config.model reads verify_and_update_model_config, VllmConfig.parallel_config, .model_config,
     .cache_config, .scheduler_config, .compilation_config, .load_config, .kernel_config, .device_config,
     .speculative_config, .quant_config, .lora_config, .kv_transfer_config, .watermark_config,
     .aux_output_config, .additional_config, breakable_cuda_graphs(), CacheConfig.cache_dtype,
@@ -86,7 +93,8 @@ steering_v2.py: the same on runner V2, by its own way for models. Until: that wa
     .prepare_attn(input_batch), .custom_sampler(sampler), .model, .vllm_config, .device,
     GPURejectionSampler(sampler, spec_config, device), GPURejectionSampler.__call__(logits, input_batch),
     vllm.v1.worker.gpu.sample.sampler.Sampler.__call__(logits, input_batch),
-    vllm.v1.worker.gpu.input_batch.InputBatch.num_reqs, .req_ids, .query_start_loc_np, .cu_num_logits_np
+    vllm.v1.worker.gpu.input_batch.InputBatch.num_reqs, .req_ids, .query_start_loc_np, .cu_num_logits_np,
+    vllm.v1.worker.gpu.model_states reads get_model_state_cls
 scorer.py, generator.py, death_watch.py: LLM's own means, for a stream, and a killed engine is noticed.
 Until: SyncMPClient tells its waiter of an engine's death (its ``get_output`` waits for ever).
     tokens_input(prompt_token_ids), EngineDeadError(), current_platform, InprocClient,
@@ -106,7 +114,9 @@ and starts with the CPU wheel.
     configure_logging_from_args(args), get_uvicorn_log_config(args), setup_server(args),
     build_async_engine_client(args), build_app(args, supported_tasks, model_config),
     init_app_state(engine_client, state, args, supported_tasks), serve_http(app, sock), keep_alive_timeout,
-    load_chat_template(chat_template), kill_process_tree(pid)
+    load_chat_template(chat_template), kill_process_tree(pid),
+    vllm.entrypoints.openai.models.serving.OpenAIServingModels.show_available_models(),
+    vllm.entrypoints.openai.completion.serving.OpenAIServingCompletion.system_fingerprint
 """
 
 from importlib import import_module
