@@ -171,9 +171,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     if (arguments.pt is None) != (arguments.ft is None):
         raise InputError("give both --pt and --ft, or neither")
+    if arguments.prompts is not None and arguments.pt is None:
+        raise InputError("--prompts are for a pair: give --pt and --ft too")
     from tuco_vllm.doctor import run_doctor
 
-    return run_doctor(arguments.pt, arguments.ft)
+    return run_doctor(arguments.pt, arguments.ft, arguments.prompts)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -196,6 +198,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command("doctor", _doctor, "What would work here: versions, backend and, if named, a pair.")
     doctor.add_argument("--pt", help="pre-trained model")
     doctor.add_argument("--ft", help="fine-tuned model")
+    doctor.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="what to try the pair on; default: demo's"
+    )
     return parser
 
 

@@ -12,6 +12,7 @@ Shape suffixes: B prompts, T tokens, L layers, H hidden size.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Oracle:
         device: where both models run.
         attention: Hugging Face's ``attn_implementation``. Only "eager" knows all that a family may ask for:
             "sdpa", its default and the speed baseline's, drops soft-caps without a word.
+        from_disk: leave the weights in their files and read each as it is used (by accelerate), on a CPU: any
+            pair fits, at a reading of both a call.
     """
 
     def __init__(
@@ -42,17 +45,21 @@ class Oracle:
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
         attention: str = "eager",
+        from_disk: bool = False,
     ) -> None:
         def load(path: str | Path) -> nn.Module:
-            model = AutoModel.from_pretrained(
+            return AutoModel.from_pretrained(
                 path,
                 dtype=dtype,
                 use_safetensors=True,
                 attn_implementation=attention,
                 experts_implementation="eager",  # the grouped product of experts refuses float64
-            )
-            return model.to(device).eval()
+                device_map={"": "disk" if from_disk else device},
+                # Only weights that are no tensor of a file (experts joined into one) are written there.
+                offload_folder=self._converted.name,
+            ).eval()
 
+        self._converted = TemporaryDirectory(prefix="tuco-oracle-")
         self.pt, self.ft = load(pt), load(ft)
         self.dtype, self.device = dtype, device
 

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import fake_scorer
 import pyarrow.parquet as pq
@@ -206,15 +207,18 @@ def test_status_of_a_finished_a_stopped_and_no_run(tuco, tmp_path, capsys):
 def test_demo_and_doctor_are_handed_their_arguments(monkeypatch, capsys):
     calls = []
     demo = types.SimpleNamespace(run_demo=lambda out: calls.append(out) or 0)
-    doctor = types.SimpleNamespace(run_doctor=lambda pt, ft: calls.append((pt, ft)) or 3)
+    doctor = types.SimpleNamespace(run_doctor=lambda *given: calls.append(given) or 3)
     monkeypatch.setitem(sys.modules, "tuco_vllm.demo.run", demo)
     monkeypatch.setitem(sys.modules, "tuco_vllm.doctor", doctor)
     assert cli.main(["demo", "--out", "here"]) == 0
     assert cli.main(["doctor"]) == 3
     assert cli.main(["doctor", "--pt=P", "--ft=F"]) == 3
-    assert [str(calls[0]), *calls[1:]] == ["here", (None, None), ("P", "F")]
-    assert cli.main(["doctor", "--pt=P"]) == 2
-    assert "give both" in error_line(capsys.readouterr().err)
+    assert cli.main(["doctor", "--pt=P", "--ft=F", "--prompts=x.jsonl"]) == 3
+    asked = [(None, None, None), ("P", "F", None), ("P", "F", Path("x.jsonl"))]
+    assert [str(calls[0]), *calls[1:]] == ["here", *asked]
+    for bad, named in (["--pt=P"], "give both"), (["--prompts=x.jsonl"], "give --pt and --ft"):
+        assert cli.main(["doctor", *bad]) == 2
+        assert named in error_line(capsys.readouterr().err)
 
 
 def test_serve_keeps_its_own_flags_and_hands_vllm_the_rest(monkeypatch, capsys):

@@ -10,9 +10,8 @@ from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.corpus.pipeline import pipeline_of
 from tuco_vllm.corpus.run import ScoreJob, score_corpus
-from tuco_vllm.demo import FT, PT
+from tuco_vllm.demo import FT, PROMPTS, PT
 
-PROMPTS = Path(__file__).parent / "prompts.jsonl"
 BASELINE = "plain text"
 
 
