@@ -2,7 +2,7 @@
 
 A string is tokenised raw, with the tokenizer's own special tokens. A chat goes through FT's chat template
 with a generation prompt, and its text is tokenised without further special tokens (the template has written
-them). Token ids are taken as they are.
+them). Token ids are taken as they are. A text that cannot fit is refused before it is tokenised.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tuco_vllm.errors import InputError
+from tuco_vllm.long_texts import LongTexts
 from tuco_vllm.records import Messages, PromptInput
 
 ON_LONG = ("error", "truncate-left", "truncate-right")
@@ -60,6 +61,7 @@ class PromptEncoder:
             of chats and token ids a leading BOS is kept. truncate-right cuts a chat's generation prompt too,
             so for chats truncate-left is the one to take.
         max_model_len: the limit in tokens; None sets none (before an engine has said what it holds).
+        mend: what to do about a prompt over the limit, in the words of whoever asks.
 
     Raises InputError for a template that is missing, unreadable or not Jinja.
     """
@@ -74,6 +76,7 @@ class PromptEncoder:
         system_prompt: str | None = None,
         on_long: str = "error",
         max_model_len: int | None = None,
+        mend: str = "shorten it, let on-long truncate it, or raise max-model-len",
     ) -> None:
         if on_long not in ON_LONG:
             raise InputError(f"on-long is {on_long!r}: choose one of {', '.join(ON_LONG)}")
@@ -81,6 +84,7 @@ class PromptEncoder:
         self.system_prompt = system_prompt
         self.on_long = on_long
         self.max_model_len = max_model_len
+        self.mend = mend
         self._template = _template_text(tokenizer, chat_template)
         self._variables = dict(template_variables or {})
         self._wraps_strings = chat_template not in ("auto", "none") or system_prompt is not None
@@ -88,9 +92,9 @@ class PromptEncoder:
             raise InputError("a system prompt needs a chat template, and there is none: name a template file")
         if self._template is not None:
             self._check_syntax()
-        self._vocabulary = min(len(tokenizer), vocab_size or len(tokenizer))
-        self._strangers = self._vocabulary < len(tokenizer)  # whether the tokenizer may give such tokens
-        self._affixes = _affix_lengths(tokenizer)
+        self._takes_parts = self._template is not None and self._renders_parts()
+        self._vocabulary = vocab_size or len(tokenizer)
+        self._texts = LongTexts(tokenizer)
 
     @property
     def template_sha256(self) -> str | None:
@@ -103,8 +107,8 @@ class PromptEncoder:
             _check_text(prompt)
             if self._wraps_strings:
                 return self._encode_chat([{"role": "user", "content": prompt}])
-            ids = self.tokenizer.encode(prompt)
-            return EncodedPrompt(self._fit(ids, *self._affixes), prompt, templated=False)
+            ids = self._tokenised(prompt, special=True)
+            return EncodedPrompt(self._fit(ids, *self._texts.affixes), prompt, templated=False)
         if not isinstance(prompt, list):
             raise PromptError(f"the prompt is {kind_of(prompt)}, not a string, token ids or chat messages")
         if not prompt:
@@ -114,7 +118,7 @@ class PromptEncoder:
         return EncodedPrompt(self._fit(self._checked_ids(prompt)), None, templated=False)
 
     def _encode_chat(self, messages: Sequence[Any]) -> EncodedPrompt:
-        chat = _checked_messages(messages)
+        chat = [self._checked_message(place, message) for place, message in enumerate(messages)]
         if self._template is None:
             raise PromptError("there is no chat template for messages: the tokenizer has none, or it is off")
         if self.system_prompt is not None and chat[0]["role"] != "system":
@@ -124,8 +128,7 @@ class PromptEncoder:
         except Exception as error:  # a template is a program: it may raise anything
             raise PromptError(f"the chat template failed: {error}") from error
         _check_text(text)
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return EncodedPrompt(self._fit(ids), text, templated=True)
+        return EncodedPrompt(self._fit(self._tokenised(text, special=False)), text, templated=True)
 
     def _render(self, chat: Messages) -> str:
         return self.tokenizer.apply_chat_template(
@@ -144,29 +147,67 @@ class PromptEncoder:
         except Exception:  # it compiles; whether it takes a given chat is a question for that chat
             pass
 
+    def _renders_parts(self) -> bool:
+        """Whether the template takes a content that is a list of parts, as vLLM tells it for its chats."""
+        texts = ("first-part", "second-part")
+        try:
+            text = self._render([{"role": "user", "content": [{"type": "text", "text": t} for t in texts]}])
+        except Exception:  # a template is a program
+            return False
+        return all(t in text for t in texts) and str([texts[0]])[1:-1] not in text  # a list's own spelling
+
+    def _checked_message(self, place: int, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message as the template takes it: without null fields, and its texts in one or in parts.
+
+        Parquet gives every message all fields that any message has.
+        """
+        fields = {key: value for key, value in message.items() if value is not None}
+        if not isinstance(fields.get("role"), str):
+            raise PromptError(f"message {place} has no role (a string like 'user')")
+        content = fields.get("content")
+        if content is None and "tool_calls" in fields:
+            return fields
+        texts = [content] if isinstance(content, str) else _texts_of_parts(place, content)
+        parts = [{"type": "text", "text": text} for text in texts]
+        return fields | {"content": parts if self._takes_parts else "\n".join(texts)}
+
+    def _tokenised(self, text: str, *, special: bool) -> list[int]:
+        """The ids of ``text``; of one over the limit, as many as ``_fit`` needs of the end that it keeps."""
+        limit = self.max_model_len
+        if limit is None or len(text) <= limit:
+            return self.tokenizer.encode(text, add_special_tokens=special)
+        longest = self._texts.longest_token if self.on_long == "error" else None
+        if longest is not None and len(text) > limit * longest:
+            raise PromptError(
+                f"prompt has {len(text)} characters, more than the {limit} tokens of the limit can hold "
+                f"(at most {longest} each): {self.mend}"
+            )
+        end = self._texts.tail if self.on_long == "truncate-left" else self._texts.head
+        ids = end(text, limit, special=special)
+        if self.on_long == "error" and len(ids) > limit and len(text) > self._texts.tried(limit):
+            raise PromptError(f"prompt has more than {limit} tokens, which is the limit: {self.mend}")
+        return ids
+
     def _checked_ids(self, ids: Sequence[Any]) -> list[int]:
         for token in ids:
-            if isinstance(token, bool) or not isinstance(token, int):
+            if not isinstance(token, int):
                 raise PromptError(f"the prompt's list holds {kind_of(token)}: neither token ids nor messages")
             if not 0 <= token < self._vocabulary:
                 raise PromptError(f"token id {token} is not in FT's vocabulary of {self._vocabulary}")
-        return list(ids)
+        return list(map(int, ids))  # true is 1, as it is to vLLM
 
     def _fit(self, ids: list[int], prefix: int | None = None, suffix: int = 0) -> list[int]:
         """``ids`` within the limit; the first ``prefix`` and last ``suffix`` tokens are not cut away."""
         if not ids:
             raise PromptError("the prompt is empty: it has no tokens")
-        if self._strangers and (token := max(ids)) >= self._vocabulary:
+        if (token := max(ids)) >= self._vocabulary:  # a tokenizer may have more tokens than its model
             text = self.tokenizer.convert_ids_to_tokens(token)
             raise PromptError(f"token {text} ({token}) is not among the {self._vocabulary} that FT embeds")
         limit = self.max_model_len
         if limit is None or len(ids) <= limit:
             return ids
         if self.on_long == "error":
-            raise PromptError(
-                f"prompt has {len(ids)} tokens, the limit is {limit}: shorten it, let on-long truncate it, "
-                "or raise max-model-len"
-            )
+            raise PromptError(f"prompt has {len(ids)} tokens, the limit is {limit}: {self.mend}")
         if self.on_long == "truncate-left":
             kept = prefix if prefix is not None else int(ids[0] == self.tokenizer.bos_token_id)
             kept = min(kept, limit)
@@ -206,20 +247,9 @@ def template_in(choice: str) -> str:
         raise InputError(f"cannot read chat template {choice}: {error} (or say auto or none)") from error
 
 
-def _affix_lengths(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens the tokenizer puts before and after a string."""
-    bare, full = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return start, len(full) - start - len(bare)
-    return 0, 0
-
-
 def _check_text(text: str) -> None:
     if not text:
         raise PromptError("the prompt is empty")
-    if "\0" in text:
-        raise PromptError(f"the prompt holds a NUL character at position {text.index(chr(0))}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -227,15 +257,14 @@ def _check_text(text: str) -> None:
         raise PromptError(f"the prompt holds a lone surrogate ({code}) at position {error.start}") from error
 
 
-def _checked_messages(messages: Sequence[Any]) -> Messages:
-    """The chat without null fields: Parquet gives every message all fields that any message has."""
-    chat = []
-    for index, message in enumerate(messages):
-        fields = {key: value for key, value in message.items() if value is not None}
-        if not isinstance(fields.get("role"), str):
-            raise PromptError(f"message {index} has no role (a string like 'user')")
-        content = fields.get("content")
-        if not isinstance(content, str) and "tool_calls" not in fields:
-            raise PromptError(f"message {index}'s content is {kind_of(content)}, not a string")
-        chat.append(fields)
-    return chat
+def _texts_of_parts(place: int, content: object) -> list[str]:
+    """The texts of a content that is a list of text parts; PromptError for any other content."""
+    if not isinstance(content, list):
+        raise PromptError(f"message {place}'s content is {kind_of(content)}, not a string or a list of texts")
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+        if not isinstance(text, str):
+            raise PromptError(f"message {place}'s content has a part that is no text: only texts are scored")
+        texts.append(text)
+    return texts

@@ -68,7 +68,35 @@ def test_tokens_that_ft_does_not_embed_are_refused():
         with pytest.raises(PromptError, match=rf"\b{beyond}\b"):
             small.encode(prompt)
     assert encoder(vocab_size=beyond + 1).encode([beyond]).token_ids == [beyond]
-    assert encoder(vocab_size=10**6).encode("a fox").token_ids == encoder().encode("a fox").token_ids
+
+
+def test_tokens_that_only_ft_knows_are_taken():
+    """A model may embed more tokens than its tokenizer has; vLLM takes their ids, and true for 1."""
+    wide = encoder(vocab_size=10**6)
+    assert wide.encode("a fox").token_ids == encoder().encode("a fox").token_ids
+    assert wide.encode([10**6 - 1, True]).token_ids == [10**6 - 1, 1]
+    with pytest.raises(PromptError, match="token id 1000000 is not in FT's vocabulary of 1000000"):
+        wide.encode([10**6])
+
+
+def test_a_nul_is_a_character():
+    assert encoder().encode("a\0b").token_ids == [0, *plain("a\0b"), 1]
+    assert "\0" in TOKENIZER.decode(plain("a\0b"))
+
+
+@pytest.mark.parametrize("part", ["you", {"type": "text", "text": "you"}])
+def test_the_texts_of_a_message_are_lines_of_one(part):
+    """As vLLM hands them to a template that writes a content as it is."""
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}, part]}]
+    assert encoder().encode(parts) == encoder().encode([{"role": "user", "content": "hi\nyou"}])
+
+
+def test_a_template_of_parts_has_them():
+    template = "{% for part in messages[0].content %}[{{ part.type }} {{ part.text }}]{% endfor %}"
+    of_parts = encoder(byte_level_tokenizer(template=template))
+    two = [{"type": "text", "text": "hi"}, {"type": "text", "text": "you"}]
+    assert of_parts.encode([{"role": "user", "content": two}]).text == "[text hi][text you]"
+    assert of_parts.encode(CHAT).text == "[text hi]"
 
 
 def test_a_system_prompt_wraps_strings_and_opens_chats_that_have_none():
@@ -102,20 +130,22 @@ def test_without_a_template_chats_are_refused_and_strings_are_not(tokenizer):
         (True, "the prompt is a boolean"),
         ({"role": "user"}, "the prompt is an object"),
         ("a\ud800b", r"a lone surrogate \(\\ud800\) at position 1"),
-        ("ab\0", "a NUL character at position 2"),
         ("x" * 100, "prompt has 102 tokens, the limit is 50: "),
         ([5] * 51, "prompt has 51 tokens"),
         ([5, 10**6], f"token id 1000000 is not in FT's vocabulary of {len(TOKENIZER)}"),
         ([5, -1], "token id -1 is not in"),
-        ([5, True], "holds a boolean"),
+        ([5, 1.0], "holds a number"),
         (["a"], "holds a string"),
         ([5, {}], "holds an object"),
         ([{"content": "x"}], "message 0 has no role"),
         ([{"role": 3, "content": "x"}], "message 0 has no role"),
         ([*CHAT, {"role": "user"}], "message 1's content is null, not a string"),
-        ([{"role": "user", "content": ["x"]}], "message 0's content is a list"),
+        (
+            [{"role": "user", "content": 3}],
+            "message 0's content is a number, not a string or a list of texts",
+        ),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 0's content has a part that is no"),
         ([{"role": "user", "content": "\ud800"}], "a lone surrogate"),
-        ([{"role": "user", "content": "\0"}], "a NUL character"),
     ],
 )
 def test_a_prompt_that_cannot_be_scored_says_why(prompt, message):
