@@ -50,7 +50,7 @@ class LongTexts:
         return _CHARACTERS_A_TOKEN * limit
 
     def head(self, text: str, limit: int, *, special: bool) -> list[int]:
-        """All tokens of ``text``, or more than ``limit`` of the first; ``special``: with special ones around."""
+        """All tokens of ``text``, or more than ``limit`` of the first; ``special``: special ones included."""
         size = self.tried(limit)
         while size < len(text) and (cut := self._seam(text, size)):
             ids = self._tokenizer.encode(text[:cut], add_special_tokens=special)

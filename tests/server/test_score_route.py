@@ -17,6 +17,7 @@ from tuco_vllm.server.score import ScoreService, router
 
 CHAT = [{"role": "user", "content": "the cat"}]
 LIMIT = 20
+JSON = {"content-type": "application/json"}
 
 
 class Scorer:
@@ -24,8 +25,11 @@ class Scorer:
 
     def __init__(self):
         self.running, self.most, self.seen = 0, 0, []
+        self.ids, self.priorities = [], set()
 
-    async def score(self, token_ids, request_id):
+    async def score(self, token_ids, request_id, priority, headers):
+        self.ids.append(request_id)
+        self.priorities.add(priority)
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -58,9 +62,9 @@ def app(scorer):
 
 @pytest.fixture
 def ask(app):
-    def ask(body):
+    def ask(body, **headers):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return TestClient(app).post("/v1/tuco/score", content=content)
+        return TestClient(app).post("/v1/tuco/score", content=content, headers=JSON | headers)
 
     return ask
 
@@ -112,10 +116,12 @@ def test_the_model_may_be_left_out_and_the_layers(ask):
         ({"input": [[5], []]}, "input[1]", "empty"),
         ({"input": [[5] * (LIMIT + 1)]}, "input[0]", "the limit is 20"),
         ({"input": [5] * (LIMIT + 1)}, "input", "the limit is 20"),
+        ({"input": ["a", "x" * 10**6]}, "input[1]", "1000000 characters, more than the 20 tokens"),
+        ({"input": ["a"] * 1025}, "input", "1025 prompts, the limit is 1024: send several requests"),
         ({"input": [5, "a"]}, "input", "neither token ids nor messages"),
         ({"input": ["a", 5]}, "input[1]", "a number"),
         ({"input": ["a", None]}, "input[1]", "null"),
-        ({"input": [True]}, "input", "a boolean"),
+        ({"input": [1.5]}, "input", "a number"),
         ({"input": [-1]}, "input", "vocabulary"),
         ({"input": [10**9]}, "input", "vocabulary"),
         ({"input": 5}, "input", "a number"),
@@ -123,11 +129,12 @@ def test_the_model_may_be_left_out_and_the_layers(ask):
         ({"input": {"role": "user"}}, "input", "an object"),
         ({"input": [{"content": "x"}]}, "input", "no role"),
         ({"input": [CHAT, [{"role": "user", "content": 5}]]}, "input[1]", "content"),
-        ({"input": "a\0b"}, "input", "NUL"),
         ({"input": "\ud800"}, "input", "surrogate"),
         ({}, "input", "missing"),
         ({"input": "a", "model": 5}, "model", "not a string"),
         ({"input": "a", "layers": 1}, "layers", "not a boolean"),
+        ({"input": "a", "priority": True}, "priority", "not an integer"),
+        ({"input": "a", "priority": 2**63}, "priority", "not an integer"),
         ({"input": "a", "alpha": 0.5}, "alpha", "not known here"),
         ([1], "body", "not an object"),
         (b"{", "body", "not JSON"),
@@ -191,7 +198,7 @@ def test_a_client_that_leaves_ends_the_work(app, scorer):
             "type": "http",
             "method": "POST",
             "path": "/v1/tuco/score",
-            "headers": [],
+            "headers": [(b"content-type", b"application/json")],
             "query_string": b"",
         }
         await asyncio.wait_for(app(scope, receive, send), 0.2)

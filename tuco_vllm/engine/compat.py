@@ -107,7 +107,7 @@ score_feed.py, serving.py: scores of each engine step to the response they belon
     .process_outputs(engine_core_outputs), .request_states, vllm.v1.engine.EngineCoreRequest.request_id,
     .external_req_id, vllm.v1.engine.parallel_sampling.ParentRequest.n,
     vllm.v1.engine.async_llm.AsyncLLM.output_processor, .model_config, .generate(prompt, sampling_params,
-    request_id), .get_supported_tasks()
+    request_id, priority=, trace_headers=), .get_supported_tasks()
 serving.py, server/app.py: `vllm serve` cannot be added to. Until: it takes routes and middleware of plugins,
 and starts with the CPU wheel.
     FlexibleArgumentParser, make_arg_parser(parser), validate_parsed_serve_args(args), cli_env_setup(),
@@ -117,6 +117,9 @@ and starts with the CPU wheel.
     load_chat_template(chat_template), kill_process_tree(pid),
     vllm.entrypoints.openai.models.serving.OpenAIServingModels.show_available_models(),
     vllm.entrypoints.openai.completion.serving.OpenAIServingCompletion.system_fingerprint
+serving.py, server/score.py: our route has the limits and instruments of vLLM's. Until: vLLM exports them.
+    max_completion_prompts, extract_trace_headers(headers), validate_json_request(raw_request),
+    load_aware_call(func), with_cancellation(handler_func)
 """
 
 from importlib import import_module
@@ -194,6 +197,11 @@ _SERVER_SIDE = {
     "load_chat_template": "vllm.renderers.chat_utils.load_chat_template",
     "kill_process_tree": "vllm.utils.system_utils.kill_process_tree",
     "keep_alive_timeout": "vllm.envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
+    "max_completion_prompts": "vllm.envs.VLLM_MAX_COMPLETION_PROMPTS",
+    "extract_trace_headers": "vllm.tracing.extract_trace_headers",
+    "validate_json_request": "vllm.entrypoints.serve.utils.api_utils.validate_json_request",
+    "load_aware_call": "vllm.entrypoints.serve.utils.api_utils.load_aware_call",
+    "with_cancellation": "vllm.entrypoints.serve.utils.api_utils.with_cancellation",
 }
 """vLLM's HTTP server, imported on first use: FastAPI and all routes, which only `tuco serve` needs."""
 

@@ -8,8 +8,8 @@ import multiprocessing
 import os
 import signal
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NoReturn
 
 import uvloop
@@ -37,11 +37,25 @@ class ServedEngine:
         self.max_model_len: int = engine.model_config.max_model_len
         feed_scores(engine.output_processor)
 
-    async def score(self, token_ids: list[int], request_id: str) -> Rows:
-        """Norms ``[1, L, 4]`` of a prompt at its last token; EngineError if the engine gives none."""
+    async def score(
+        self, token_ids: list[int], request_id: str, priority: int, headers: Mapping[str, str]
+    ) -> Rows:
+        """Norms ``[1, L, 4]`` of a prompt at its last token; EngineError if the engine gives none.
+
+        ``priority`` is the request's own, over which its header goes; traces go on from the ``headers``.
+        """
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args={TUCO: True})
+        with suppress(KeyError, ValueError):  # as vLLM takes it
+            priority = int(headers["x-vllm-priority"])
+        outputs = self._engine.generate(
+            compat.tokens_input(token_ids),
+            params,
+            request_id,
+            priority=priority,
+            trace_headers=compat.extract_trace_headers(headers) or None,
+        )
         rows = None
-        async for output in self._engine.generate(compat.tokens_input(token_ids), params, request_id):
+        async for output in outputs:
             rows = output.outputs[0].routed_experts
         if rows is None:
             raise EngineError("the engine gave no scores")

@@ -46,6 +46,7 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
         tokenizer,
         vocab_size=pair.ft.config.get("vocab_size"),
         template_variables=arguments.default_chat_template_kwargs,  # of chat completions as well
+        mend="shorten it, or serve it with a larger --max-model-len",
     )
 
     def extend(app: FastAPI, engine: serving.ServedEngine) -> None:

@@ -1,6 +1,8 @@
 """What /metrics says of us, beside vLLM's own: in the same registry, so on the same page."""
 
 import math
+import time
+from types import TracebackType
 
 from prometheus_client import Counter, Histogram
 
@@ -22,3 +24,34 @@ def observe_prompt(tuco: float) -> None:
     """Count a prompt's score; not one that is NaN, which would make the histogram's sum NaN for ever."""
     if math.isfinite(tuco):
         PROMPT_TUCO.observe(tuco)
+
+
+SCORE_SECONDS = Histogram(
+    "tuco:score_request_seconds",
+    "Seconds that requests to /v1/tuco/score took, from their first byte.",
+    ["model_name"],
+    buckets=[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0],
+)
+SCORE_ERRORS = Counter(
+    "tuco:score_request_errors",
+    "Requests to /v1/tuco/score that were not answered with scores (499: the client left).",
+    ["model_name", "status"],
+)
+
+
+class ScoreRequest:
+    """Times a request to the score route, and counts it as an error unless ``status`` says otherwise."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name, self._start = model_name, time.perf_counter()
+        self.status = 500
+
+    def __enter__(self) -> "ScoreRequest":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        SCORE_SECONDS.labels(self._model_name).observe(time.perf_counter() - self._start)
+        if self.status >= 400:
+            SCORE_ERRORS.labels(self._model_name, str(self.status)).inc()

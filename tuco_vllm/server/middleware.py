@@ -20,8 +20,10 @@ STEERABLE = ("/v1/completions", "/v1/chat/completions")
 GENERATING = (
     *("/v1/chat/completions/batch", "/v1/responses", "/v1/messages", "/invocations", "/generative_scoring"),
     *("/v1/systemone", "/cohere/v2/chat", "/inference/v1/generate"),
+    *("/v1/completions/render", "/v1/chat/completions/render", "/v1/responses/render", "/v1/messages/render"),
+    "/cohere/v2/chat/render",
 )
-"""vLLM's other ways to a completion: the fields are refused there, not ignored."""
+"""vLLM's other ways to a completion, or half of one: the fields are refused there, not ignored."""
 
 
 class TucoMiddleware:

@@ -1,35 +1,46 @@
-"""POST /v1/tuco/score: TuCo of prompts, without a completion. Encoded as CLI and Python do it."""
+"""POST /v1/tuco/score: TuCo of prompts, without a completion. Encoded as CLI and Python do it.
+
+Nothing here keeps the event loop for long, whatever is asked: what may take time is done in threads, and what
+has to be done here is done in slices.
+"""
 
 import asyncio
 import json
+import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
-from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from fastapi import APIRouter, Depends, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from tuco_vllm.engine.score_feed import Rows
-from tuco_vllm.prompts import PromptEncoder, PromptError, kind_of
+from tuco_vllm.prompts import PromptEncoder, PromptError
 from tuco_vllm.records import LAYERS, TucoScore
 from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import finite_or_null
 from tuco_vllm.server.errors import RequestError
+from tuco_vllm.server.score_body import Asked, ScoreAnswer, ScoreBody, read_body, read_request
 
 router = APIRouter()
 
-Answer = dict[str, Any]
-
-_FIELDS = ("model", "input", "layers", "user")
 _CLIENT_GONE = 499
+_TURN_SECONDS = 0.02
+"""How long one request's prompts are encoded before those of another have their turn."""
+_SLICE = 16
+"""How many prompts are handed to the engine at once, in less than a hundredth of a second."""
 
 
 class Scorer(Protocol):
     """What scores token ids: ``engine.serving.ServedEngine``."""
 
-    async def score(self, token_ids: list[int], request_id: str) -> Rows:
-        """Norms ``[1, L, 4]`` of a prompt at its last token."""
+    async def score(
+        self, token_ids: list[int], request_id: str, priority: int, headers: Mapping[str, str]
+    ) -> Rows:
+        """Norms ``[1, L, 4]`` of a prompt at its last token; ``headers`` are the HTTP request's."""
 
 
 class ScoreService:
@@ -41,87 +52,99 @@ class ScoreService:
         self._encoder = encoder
         self._tokenizing = ThreadPoolExecutor(1)  # a tokenizer serves one thread at a time
 
-    async def answer(self, request: dict[str, Any]) -> Answer:
-        """The response to a request's fields; RequestError names the field, and the place in a list."""
-        model, inputs, layers = _checked(request, self.models)
-        prompts = await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._encode, *inputs)
-        name = f"tuco-{uuid.uuid4().hex}"
-        tasks = [
-            asyncio.create_task(self._scorer.score(ids, f"{name}-{place}"))
-            for place, ids in enumerate(prompts)
-        ]
+    async def answer(self, asked: Asked, headers: Mapping[str, str]) -> bytes:
+        """The JSON of the scores; RequestError names the field, and the place in a list."""
+        prompts: list[list[int]] = []
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, self._tokenizing)
+        while len(prompts) < len(asked.inputs):
+            prompts += await in_thread(self._encode_some, asked, len(prompts))
+        name = f"tuco-{headers.get('x-request-id') or uuid.uuid4().hex}"
+        norms = await self._score(prompts, name, asked.priority, headers)
+        metrics.SCORED.inc()
+        return await asyncio.to_thread(_answer, name, asked, prompts, norms)
+
+    async def _score(
+        self, prompts: list[list[int]], name: str, priority: int, headers: Mapping[str, str]
+    ) -> list[Rows]:
+        tasks = []
         try:
-            norms = await asyncio.gather(*tasks)
+            for place, ids in enumerate(prompts):
+                if place % _SLICE == 0:
+                    await asyncio.sleep(0)
+                work = self._scorer.score(ids, f"{name}-{place}", priority, headers)
+                tasks.append(asyncio.create_task(work))
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        scores = [
-            TucoScore.from_norms(rows[0].tolist(), len(ids)) for rows, ids in zip(norms, prompts, strict=True)
-        ]
-        metrics.SCORED.inc()
-        for score in scores:
-            metrics.observe_prompt(score.tuco)
-        total = sum(map(len, prompts))
-        return {
-            "id": name,
-            "object": "list",
-            "model": model,
-            "data": [_entry(place, score, layers) for place, score in enumerate(scores)],
-            "usage": {"prompt_tokens": total, "total_tokens": total},
-        }
 
-    def _encode(self, inputs: list[Any], several: bool) -> list[list[int]]:
-        encoded = []
-        for place, prompt in enumerate(inputs):
+    def _encode_some(self, asked: Asked, start: int) -> list[list[int]]:
+        """Token ids of the inputs from ``start`` on: of as many as a turn has time for, at least one."""
+        encoded: list[list[int]] = []
+        end = time.monotonic() + _TURN_SECONDS
+        for place in range(start, len(asked.inputs)):
             try:
-                encoded.append(self._encoder.encode(prompt).token_ids)
+                encoded.append(self._encoder.encode(asked.inputs[place]).token_ids)
             except PromptError as error:
-                where = f"input[{place}]" if several else "input"
-                raise RequestError(f"{where}: {error}", where) from error
+                raise RequestError(f"{asked.place(place)}: {error}", asked.place(place)) from error
+            if time.monotonic() > end:
+                break
         return encoded
 
 
-@router.post("/v1/tuco/score")
-async def score(request: Request) -> Response:
+async def _only_json(request: Request) -> None:
+    """A browser lets a page of anybody's send other types here without asking first."""
+    from tuco_vllm.engine import compat  # takes seconds, and is there when vLLM's server is
+
+    await compat.validate_json_request(request)
+
+
+_SCHEMA = {"content": {"application/json": {"schema": ScoreBody.model_json_schema()}}, "required": True}
+
+
+@router.post(
+    "/v1/tuco/score",
+    dependencies=[Depends(_only_json)],
+    response_model=ScoreAnswer,
+    openapi_extra={"requestBody": _SCHEMA},
+)
+async def score(raw_request: Request) -> Response:
     """Score ``input``: a string, token ids, a chat, or a list of these."""
-    service: ScoreService = request.app.state.tuco
-    try:
+    from tuco_vllm.engine import compat
+
+    service: ScoreService = raw_request.app.state.tuco
+    gone = Response(status_code=_CLIENT_GONE)
+    with metrics.ScoreRequest(service.models[0]) as measured:
         try:
-            fields = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            raise RequestError("the body is not JSON", "body") from None
-        if not isinstance(fields, dict):
-            raise RequestError(f"the body is {kind_of(fields)}, not an object", "body")
-        answer = await _while_connected(request, service.answer(fields))
-    except RequestError as error:
-        return error.response()
-    return JSONResponse(answer) if answer is not None else Response(status_code=_CLIENT_GONE)
+            fields = await read_body(raw_request)
+            asked = read_request(fields, service.models, compat.max_completion_prompts)
+            work = compat.with_cancellation(compat.load_aware_call(_respond))
+            response = await work(asked, raw_request) or gone
+        except ClientDisconnect:
+            response = gone
+        except RequestError as error:
+            response = error.response()
+        measured.status = response.status_code
+    return response
 
 
-def _checked(request: dict[str, Any], models: list[str]) -> tuple[str, tuple[list[Any], bool], bool]:
-    """(model, (inputs, whether they came in a list), layers) of a request's fields."""
-    for field in request:
-        if field not in _FIELDS:
-            raise RequestError(f"{field} is not known here: there are {', '.join(_FIELDS)}", field)
-    model = request.get("model")
-    if model is None:
-        model = models[0]
-    if not isinstance(model, str):
-        raise RequestError(f"model is {kind_of(model)}, not a string", "model")
-    if model not in models:
-        raise RequestError(f"The model `{model}` does not exist.", "model", status=404)
-    layers = request.get("layers", True)
-    if not isinstance(layers, bool):
-        raise RequestError(f"layers is {kind_of(layers)}, not a boolean", "layers")
-    if "input" not in request:
-        raise RequestError("input is missing: a string, token ids, messages, or a list of these", "input")
-    value = request["input"]
-    if isinstance(value, list):
-        if not value:
-            raise RequestError("input is an empty list", "input")
-        if isinstance(value[0], str | list):
-            return model, (value, True), layers
-    return model, ([value], False), layers
+async def _respond(asked: Asked, raw_request: Request) -> Response:
+    answer = await raw_request.app.state.tuco.answer(asked, raw_request.headers)
+    return Response(answer, media_type="application/json")
+
+
+def _answer(name: str, asked: Asked, prompts: list[list[int]], norms: list[Rows]) -> bytes:
+    """The whole answer's JSON, written score by score: each call of ``json`` keeps all threads waiting."""
+    entries = []
+    for place, (rows, ids) in enumerate(zip(norms, prompts, strict=True)):
+        score = TucoScore.from_norms(rows[0].tolist(), len(ids))
+        metrics.observe_prompt(score.tuco)
+        entries.append(json.dumps(_entry(place, score, asked.layers), separators=(",", ":")))
+    total = sum(map(len, prompts))
+    head = {"id": name, "object": "list", "model": asked.model}
+    usage = {"prompt_tokens": total, "total_tokens": total}
+    body = f'{json.dumps(head)[:-1]}, "data": [{",".join(entries)}], "usage": {json.dumps(usage)}}}'
+    return body.encode()
 
 
 def _entry(place: int, score: TucoScore, layers: bool) -> dict[str, Any]:
@@ -135,19 +158,3 @@ def _entry(place: int, score: TucoScore, layers: bool) -> dict[str, Any]:
     if layers:
         entry["layers"] = {name: finite_or_null(getattr(score, name)) for name in LAYERS}
     return entry
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer | None:
-    """The result of ``work``; None, and ``work`` cancelled, if the client leaves first."""
-
-    async def leaves() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    result, gone = asyncio.create_task(work), asyncio.create_task(leaves())
-    try:
-        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
-        return result.result() if result.done() else None
-    finally:
-        result.cancel()
-        gone.cancel()

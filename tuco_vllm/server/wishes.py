@@ -6,11 +6,13 @@ would make 1 of ``true`` and let NaN pass.
 """
 
 import json
+import sys
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from tuco_vllm.errors import InputError
 from tuco_vllm.server.errors import RequestError
-from tuco_vllm.steering import ALPHA, PLAIN, TUCO, Steering, parse_alpha, parse_tuco
+from tuco_vllm.steering import ALPHA, PLAIN, TUCO, Steering, parse_alpha, parse_tuco, steering_of
 
 _XARGS, _LAYERS = "vllm_xargs", "layers"
 
@@ -36,15 +38,8 @@ def read_wish(body: bytes, max_alpha: float) -> Wish | None:
 
     Raises RequestError for values that cannot be served, naming the field.
     """
-    if not _may_name_a_field(body):
-        return None
-    try:
-        request = json.loads(body)
-    except RecursionError:
-        raise RequestError("the request is nested too deeply", "body") from None
-    except ValueError:
-        return None
-    if not isinstance(request, dict):
+    request = _parsed(body)
+    if request is None:
         return None
     xargs = request.get(_XARGS)
     places = (request, dict(xargs)) if isinstance(xargs, dict) else (request, {})
@@ -74,16 +69,35 @@ def read_wish(body: bytes, max_alpha: float) -> Wish | None:
 
 
 def refuse_elsewhere(body: bytes) -> None:
-    """RequestError if a request to a route that knows neither field names one: it is never ignored."""
+    """RequestError if a request to a route that knows neither field names one: it is never ignored.
+
+    Looked for where any of vLLM's routes would take them from, ``SamplingParams`` in a request included.
+    """
+    request = _parsed(body) or {}
+    params: Any = request.get("sampling_params")
+    extra = params.get("extra_args") if isinstance(params, dict) else None
+    places: tuple[Any, ...] = (request, request.get(_XARGS), params, extra)
+    for place in places:
+        for name in (ALPHA, TUCO) if isinstance(place, dict) else ():
+            with suppress(InputError):
+                if steering_of({name: place.get(name)}, sys.float_info.max) == PLAIN:
+                    continue
+            raise RequestError(
+                f"{name} is not known here, but at /v1/completions and /v1/chat/completions", name
+            )
+
+
+def _parsed(body: bytes) -> dict[str, Any] | None:
+    """The JSON object of a body that may name a field; None if it names none, or is no object."""
+    if not _may_name_a_field(body):
+        return None
     try:
-        wish = read_wish(body, float("inf"))
-    except RequestError as error:
-        field = error.param
-    else:
-        if wish is None or wish.steering == PLAIN:
-            return
-        field = TUCO if wish.steering.scored else ALPHA
-    raise RequestError(f"{field} is not known here, but at /v1/completions and /v1/chat/completions", field)
+        request = json.loads(body)
+    except RecursionError:
+        raise RequestError("the request is nested too deeply", "body") from None
+    except ValueError:
+        return None
+    return request if isinstance(request, dict) else None
 
 
 def _may_name_a_field(body: bytes) -> bool:

@@ -1,0 +1,135 @@
+"""What POST /v1/tuco/score takes and gives: the schema, and the checks of a body before it costs anything.
+
+Errors name the field, as vLLM's do. The models below are what /openapi.json shows; a body is checked by hand,
+because pydantic would coerce, and would list all that a value is not instead of what it is.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuco_vllm.prompts import kind_of
+from tuco_vllm.server.errors import RequestError
+
+_MOST_BYTES = 16 << 20
+_MOST_VALUES = 2_000_000
+"""JSON is parsed in one go, and nothing else happens meanwhile: so much takes a tenth of a second."""
+
+Prompt = str | list[int] | list[dict[str, Any]]
+
+
+class ScoreBody(BaseModel):
+    """Prompts to score."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: Prompt | list[Prompt] = Field(description="A string, token ids, a chat, or a list of these.")
+    model: str | None = Field(None, description="A served model's name; there is one.")
+    layers: bool = Field(True, description="Whether each score brings the norms of every layer.")
+    priority: int = Field(0, description="Lower is earlier, under --scheduling-policy priority.")
+    user: str | None = Field(None, description="Anything; it is not read.")
+
+
+class LayerNorms(BaseModel):
+    """Norms after each layer; null where a model overflowed."""
+
+    ptc_norms: list[float | None]
+    ftc_norms: list[float | None]
+    cum_ptc_norms: list[float | None]
+    cum_ftc_norms: list[float | None]
+
+
+class Score(BaseModel):
+    """One input's score; null where a model overflowed."""
+
+    object: str = "tuco.score"
+    index: int
+    tuco: float | None
+    preco: float | None
+    prompt_tokens: int
+    layers: LayerNorms | None = None
+
+
+class Usage(BaseModel):
+    """Tokens of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class ScoreAnswer(BaseModel):
+    """A score for each input, in their order."""
+
+    id: str
+    object: str = "list"
+    model: str
+    data: list[Score]
+    usage: Usage
+
+
+class Asked(NamedTuple):
+    """A request that has passed all checks but those of its prompts."""
+
+    model: str
+    inputs: list[Any]
+    several: bool
+    """Whether the inputs came in a list."""
+    layers: bool
+    priority: int
+
+    def place(self, index: int) -> str:
+        """The name of an input in an error."""
+        return f"input[{index}]" if self.several else "input"
+
+
+async def read_body(request: Request) -> Any:
+    """The parsed JSON of a body. Raises RequestError: 413 for one too large, which is never held."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= _MOST_BYTES:  # a client that is answered before it has sent all may not read the answer
+            parts.append(part)
+    if size > _MOST_BYTES:
+        raise RequestError(f"the body has over {_MOST_BYTES >> 20} MiB: send several requests", "body", 413)
+    body = b"".join(parts)
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise RequestError(f"the body has over {_MOST_VALUES} values: send several requests", "body", 413)
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError("the body is not JSON", "body") from None
+
+
+def read_request(fields: Any, models: list[str], most_inputs: int) -> Asked:
+    """What a body asks for; RequestError names the field that is wrong."""
+    if not isinstance(fields, dict):
+        raise RequestError(f"the body is {kind_of(fields)}, not an object", "body")
+    for field in fields:
+        if field not in ScoreBody.model_fields:
+            known = ", ".join(ScoreBody.model_fields)
+            raise RequestError(f"{field[:40]} is not known here: there are {known}", field)
+    model = models[0] if fields.get("model") is None else fields["model"]
+    if not isinstance(model, str):
+        raise RequestError(f"model is {kind_of(model)}, not a string", "model")
+    if model not in models:
+        raise RequestError(f"The model `{model}` does not exist.", "model", status=404)
+    layers, priority = fields.get("layers", True), fields.get("priority", 0)
+    if not isinstance(layers, bool):
+        raise RequestError(f"layers is {kind_of(layers)}, not a boolean", "layers")
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
+        raise RequestError(f"priority is {kind_of(priority)}, not an integer of 64 bits", "priority")
+    if "input" not in fields:
+        raise RequestError("input is missing: a string, token ids, messages, or a list of these", "input")
+    inputs = fields["input"]
+    several = isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], str | list)
+    if inputs == []:
+        raise RequestError("input is an empty list", "input")
+    if several and len(inputs) > most_inputs:
+        raise RequestError(
+            f"input has {len(inputs)} prompts, the limit is {most_inputs}: send several requests, "
+            "or set VLLM_MAX_COMPLETION_PROMPTS",
+            "input",
+        )
+    return Asked(model, inputs if several else [inputs], several, layers, priority)
