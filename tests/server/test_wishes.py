@@ -121,12 +121,47 @@ def test_contradictions_are_refused(body, param):
 @pytest.mark.parametrize("path", GENERATING)
 def test_routes_that_cannot_steer_say_so(path):
     app = FakeVllm()
-    for body in ({"alpha": 0.5}, {"tuco": True}, {"vllm_xargs": {"alpha": NAN}}):
+    engines = {"sampling_params": {"extra_args": {"alpha": 99}}}
+    for body in ({"alpha": 0.5}, {"tuco": True}, {"vllm_xargs": {"alpha": NAN}}, {"alpha": 10**400}, engines):
         assert post(app, body, path).status_code == 400
     assert not app.bodies
     plain = b'{"prompt":  "p"}'
     assert post(app, plain, path).status_code == 200
     assert app.bodies == [plain]
+
+
+GENERATING_NOTHING = {
+    *("/tokenize", "/detokenize", "/v1/messages/count_tokens"),
+    # These put an answer that is there already into other words, and may bring the request it was for.
+    *("/v1/completions/derender", "/v1/chat/completions/derender"),
+    *("/v1/responses/{response_id}/cancel", "/inference/v1/abort_requests", "/abort_requests", "/ping"),
+    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/{adapter_name}"),
+    *("/scale_elastic_ep", "/is_scaling_elastic_ep", "/fault_tolerance/apply", "/collective_rpc"),
+    *("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/release_kv_cache_memory"),
+    *("/sleep", "/wake_up", "/pause", "/resume", "/init_weight_transfer_engine"),
+    *("/shutdown_weight_transfer_engine", "/start_weight_update", "/start_draft_weight_update"),
+    *("/update_weights", "/finish_weight_update", "/update_weight_version", "/weight_checker"),
+}
+"""vLLM's routes that take a body and generate nothing."""
+
+
+def test_every_route_of_vllm_is_known(monkeypatch):
+    """A route that is new in vLLM has to be put on one of the lists; so has another transport than HTTP."""
+    from tuco_vllm.engine import compat
+
+    for name in ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_ENABLE_COHERE_API"):
+        monkeypatch.setenv(name, "1")
+    parser = compat.make_arg_parser(compat.FlexibleArgumentParser())
+    arguments = parser.parse_args(["--enable-scale-out", "--enable-fault-tolerance"])
+    routes = compat.build_app(arguments, ("generate",), None).routes
+    other = [route for route in routes if not getattr(route, "methods", None)]
+    assert [route.path for route in other] == ["/metrics"]
+    taking = {route.path for route in routes if route not in other and route.methods - {"GET", "HEAD"}}
+    assert taking - GENERATING_NOTHING - {*STEERABLE, *GENERATING} == set()
+    assert taking >= {*STEERABLE, *GENERATING} - {
+        "/cohere/v2/chat",
+        "/cohere/v2/chat/render",
+    }  # of another package
 
 
 # What comes back.
