@@ -192,9 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_score_options(command("score", _score, "Score prompts in files; Parquet out. Resumes by itself."))
     _add_serve_options(command("serve", _serve, "Serve vLLM's OpenAI API with alpha and TuCo in it."))
     status = command("status", _status, "How far a running or finished tuco score is.")
-    status.add_argument("directory", type=Path, metavar="DIR", help="its --out")
+    status.add_argument("directory", type=_directory, metavar="DIR", help="its --out")
     demo = command("demo", _demo, "Score bundled prompts with the bundled pair: table, Parquet and plot.")
-    demo.add_argument("--out", type=Path, default=Path("tuco-demo"), help="default: %(default)s")
+    demo.add_argument("--out", type=_directory, default=Path("tuco-demo"), help="default: %(default)s")
     doctor = command("doctor", _doctor, "What would work here: versions, backend and, if named, a pair.")
     doctor.add_argument("--pt", help="pre-trained model")
     doctor.add_argument("--ft", help="fine-tuned model")
@@ -206,10 +206,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="files, globs or directories; also .gz and .zst")
+    inputs = "files, globs, directories, URLs or pipes; also .gz, .zst and .bz2"
+    add("inputs", nargs="+", metavar="INPUT", help=inputs)
     add("--pt", required=True, metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
     add("--ft", required=True, metavar="F", help="the model fine-tuned from it")
-    add("--out", required=True, type=Path, metavar="DIR", help="where the Parquet parts go")
+    add("--out", required=True, type=_directory, metavar="DIR", help="local directory for the Parquet parts")
     formats = ("auto", "jsonl", "csv", "parquet", "txt")
     add("--format", choices=formats, default="auto", help="default: by extension")
     add("--prompt-column", default="prompt", metavar="NAME", help="default: %(default)s")
@@ -240,6 +241,14 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--ft", required=True, metavar="F", help="the model fine-tuned from it")
     add("--max-alpha", type=_alpha, default=MAX_ALPHA, metavar="A", help="default: %(default)s")
     parser.epilog = "All other flags are `vllm serve`'s: --port, --api-key, --max-model-len, --dtype, ..."
+
+
+def _directory(text: str) -> Path:
+    scheme, is_url, path = text.partition("://")
+    if is_url and "/" not in scheme:
+        mend = f": {path}" if scheme == "file" else ""
+        raise argparse.ArgumentTypeError(f"{text} is a URL, and only a local directory works{mend}")
+    return Path(text).absolute() if ":" in text else Path(text)  # a relative s3: is a URL to pyarrow
 
 
 def _alpha(text: str) -> float:

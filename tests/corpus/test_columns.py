@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tuco_vllm.corpus import columns as columns_module
 from tuco_vllm.corpus import readers
 from tuco_vllm.corpus.columns import Columns, survey
 from tuco_vllm.corpus.inputs import find_inputs
@@ -95,11 +96,23 @@ def test_parquet_columns_keep_their_types(tmp_path):
     assert found == {name: table.schema.field(name).type for name in ("when", "price", "chat", "small")}
 
 
-def test_parquet_files_that_disagree_are_widened_where_nothing_is_lost(tmp_path):
-    for name, wide, mixed in [("a", pa.int32(), pa.int64()), ("b", pa.int64(), pa.float64())]:
-        table = pa.table({"prompt": ["p"], "w": pa.array([1], wide), "m": pa.array([1], mixed)})
-        pq.write_table(table, tmp_path / f"{name}.parquet")
-    assert types(look(tmp_path)) == {"w": pa.int64(), "m": "json"}
+def test_a_corpus_with_a_new_key_in_every_row_has_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns_module, "MOST_COLUMNS", 3)
+    rows = [{"prompt": "p", f"k{n}": n} for n in range(6)]
+    write_jsonl(tmp_path / "x.jsonl", *rows, {"k9": 9, "id": "i", "prompt": "p", "k1": "text"})
+    found = look(tmp_path, Columns(id="id"))
+    assert types(found) == {"k0": pa.int64(), "k1": "json", "k2": pa.int64(), "other_columns": "json"}
+    assert [extra.source for extra in found.extras] == ["k0", "k1", "k2", None]
+
+
+def test_columns_that_are_or_could_be_scored_take_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns_module, "MOST_COLUMNS", 1)
+    write_jsonl(tmp_path / "x.jsonl", {"other_columns": 1, "b": 2, "messages": [], "prompt": "unused"})
+    assert types(look(tmp_path)) == {
+        "other_columns": pa.int64(),
+        "input_prompt": pa.string(),
+        "input_other_columns": "json",
+    }
 
 
 def test_names_that_are_taken_get_a_prefix(tmp_path):
@@ -170,4 +183,10 @@ def test_a_quote_that_is_not_closed_is_refused_for_the_rows_it_takes(tmp_path, m
 def test_a_csv_header_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "x.csv").write_bytes("prompt,café\nx,y\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"cannot read .*x\.csv as csv: its header is not UTF-8$"):
+        look(tmp_path)
+
+
+def test_of_many_columns_an_error_names_some(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", {f"c{n}": n for n in range(50)})
+    with pytest.raises(InputError, match=r"has the columns c0, c1, .*, c19, \.\.\.; name one with"):
         look(tmp_path)

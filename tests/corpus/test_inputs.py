@@ -139,7 +139,7 @@ def test_a_link_to_nothing_is_refused_where_a_file_is_wanted(tree, tmp_path, arg
         (256 * "x", "^cannot read .*xxx: File name too long$"),
         ("*.parquet", "no file matches"),
         ("a/notes.md", "cannot tell the format of .*notes.md: say --format"),
-        ("empty", r"holds no .jsonl, .csv, .parquet or .txt file"),
+        ("empty", r"holds no .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .txt file"),
     ],
 )
 def test_arguments_without_files_are_refused(tree, tmp_path, argument, message):

@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import json
 import zipfile
@@ -21,6 +22,8 @@ ROWS = [
 
 
 def compress(data: bytes, extension: str) -> bytes:
+    if extension == ".bz2":
+        return bz2.compress(data)
     if extension == ".zst":
         return pa.Codec("zstd").compress(data, asbytes=True)
     return gzip.compress(data) if extension == ".gz" else data
@@ -32,9 +35,12 @@ def write_rows(directory: Path, file_format: str, extension: str = "") -> Path:
         pq.write_table(pa.Table.from_pylist(ROWS), plain)
     elif file_format == "jsonl":
         plain.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), newline="")
-    elif file_format == "csv":
-        quoted = [",".join('"' + value.replace('"', '""') + '"' for value in row.values()) for row in ROWS]
-        plain.write_text("\r\n".join(["prompt,tag", *quoted]), newline="")
+    elif file_format == "json":
+        plain.write_text(json.dumps(ROWS, ensure_ascii=False, indent=1), newline="\r\n")
+    elif file_format in ("csv", "tsv"):
+        mark = "," if file_format == "csv" else "\t"
+        quoted = [mark.join('"' + value.replace('"', '""') + '"' for value in row.values()) for row in ROWS]
+        plain.write_text("\r\n".join([f"prompt{mark}tag", *quoted]), newline="")
     path = directory / f"rows.{file_format}{extension}"
     path.write_bytes(compress(plain.read_bytes(), extension))
     return path
@@ -54,8 +60,8 @@ def values(record):
     return {k: v.as_py() if isinstance(v, pa.Scalar) else v for k, v in record.columns.items()}
 
 
-@pytest.mark.parametrize("extension", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("file_format", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("extension", ["", ".gz", ".zst", ".bz2"])
+@pytest.mark.parametrize("file_format", ["jsonl", "json", "csv", "tsv", "parquet"])
 def test_every_format_and_compression_gives_the_same_rows(tmp_path, file_format, extension):
     records = read(write_rows(tmp_path, file_format, extension))
     assert [values(record) for record in records] == ROWS
@@ -76,7 +82,9 @@ def test_an_extension_may_be_in_capitals(tmp_path):
     assert [record.columns for record in read_records(file)] == [{"prompt": "one"}]
 
 
-@pytest.mark.parametrize("name", ["e.jsonl", "e.csv", "e.txt", "e.jsonl.gz", "e.txt.zst"])
+@pytest.mark.parametrize(
+    "name", ["e.jsonl", "e.csv", "e.txt", "e.json", "e.tsv", "e.jsonl.gz", "e.txt.zst", "e.csv.bz2"]
+)
 def test_an_empty_file_has_no_rows(tmp_path, name):
     assert from_bytes(tmp_path, name, b"") == []
     assert from_bytes(tmp_path, name, compress(b"", Path(name).suffix)) == []
@@ -153,6 +161,7 @@ def test_ten_thousand_broken_rows_in_a_row(tmp_path):
     [
         ("cut.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 100_000)[:-100]),
         ("cut.txt.zst", pa.Codec("zstd").compress(bytes(range(256)) * 100, asbytes=True)[:-20]),
+        ("cut.jsonl.bz2", bz2.compress(b'{"prompt": "x"}\n' * 100_000)[:-10]),
         ("no.jsonl.gz", b"this is no gzip"),
         ("no.parquet", b"this is no Parquet"),
         ("no.parquet", b""),

@@ -144,6 +144,33 @@ def test_ctrl_c_says_how_to_go_on(tuco, monkeypatch):
     assert "tuco: interrupted; the same command (without --overwrite) goes on from what out holds" in err
 
 
+@pytest.mark.parametrize(
+    ("out", "mend"),
+    [
+        ("s3://bucket/x", ""),
+        ("gs://bucket", ""),
+        ("simplecache::s3://bucket/x", ""),
+        ("file:///tmp/x", ": /tmp/x"),
+    ],
+)
+def test_an_output_that_is_a_url_is_refused_before_anything_runs(tuco, tmp_path, capsys, out, mend):
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = tuco("good.txt", f"--out={out}")
+    assert code == 2
+    assert f"--out: {out} is a URL, and only a local directory works{mend} (see " in error_line(err)
+    assert cli.main(["status", out]) == 2
+    assert f"DIR: {out} is a URL, and only a local directory works{mend} (see " in error_line(
+        capsys.readouterr().err
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("out", ["a:b", "s3:", "C:\\x", "./s3://b/x", "s3:/b/x", "ümlaut x", "a::b"])
+def test_an_output_may_have_any_other_name(tuco, tmp_path, out):
+    assert tuco("good.txt", f"--out={out}")[0] == 0
+    assert (tmp_path / out / "_SUCCESS").exists()
+
+
 def test_options_reach_the_engine_only_when_given(tuco, engine):
     tuco("good.txt")
     assert engine == {"dtype": "auto", "cluster": Cluster()}

@@ -114,7 +114,7 @@ def from_bytes(data: bytes) -> pa.Table:
 def _extra_array(column: ExtraColumn, rows: Sequence[SourceRow]) -> pa.Array:
     values = [row.extra.get(column.source) for row in rows]
     try:
-        return pa.array([_typed(value, column) for value in values], column.type)
+        return _array([_typed(value, column) for value in values], column.type)
     except (pa.ArrowException, TypeError, OverflowError) as error:
         # Types were taken from these very files, so this is no bad row.
         raise InputError(
@@ -122,19 +122,31 @@ def _extra_array(column: ExtraColumn, rows: Sequence[SourceRow]) -> pa.Array:
         ) from error
 
 
+def _array(values: Sequence[Any], arrow: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, arrow)
+    except (pa.ArrowException, TypeError):
+        # It cannot put scalars together that are extensions, or hold such or nulls.
+        if not all(value is None or isinstance(value, pa.Scalar) for value in values):
+            raise
+        ones = [pa.nulls(1, arrow) if value is None else pa.repeat(value, 1) for value in values]
+        return pa.concat_arrays(ones)
+
+
 def _typed(value: Any, column: ExtraColumn) -> Any:
     if value is None:
         return None
     if column.as_json:
-        plain = _python(value) if isinstance(value, pa.Scalar) else value
-        return json.dumps(plain, ensure_ascii=False, default=as_text)
+        return json.dumps(value, ensure_ascii=False, default=_python)
     if isinstance(value, pa.Scalar) and value.type != column.type:
         return value.cast(column.type)
     return value
 
 
-def _python(value: pa.Scalar) -> Any:
-    """A value as Python's; what Python has no value for (the year 10000, bad UTF-8) as Arrow shows it."""
+def _python(value: Any) -> Any:
+    """What JSON has no type for; where Python has no value (the year 10000, bad UTF-8), as Arrow shows it."""
+    if not isinstance(value, pa.Scalar):
+        return as_text(value)
     try:
         return value.as_py()
     except (ValueError, OverflowError):

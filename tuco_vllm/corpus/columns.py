@@ -7,21 +7,35 @@ scoring, and it gives the exact number of rows for the ETA.
 
 The types: Parquet columns keep theirs (dictionaries become their values); CSV columns are strings; a JSON
 column is bool, int64, double (numbers that a double holds exactly), string, or a list of these, of lists of
-these and so on. Everything else, objects, mixed types and lists in more than 8 levels included, becomes JSON
-text in a string column.
+these and so on. Sources that differ get the one type that holds the values of all of them (``unions.py``);
+where only the values can tell whether it does, those of the Parquet files in question are read. Everything
+else, objects, mixed types and lists in more than 8 levels included, becomes JSON text in a string column.
+
+Of the columns that are not scored the first thousand are passed through as columns; all others go together
+into one, ``other_columns``, an object in JSON text. So a corpus with a new JSON key in every row ends, and
+memory has a bound.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from tuco_vllm.corpus.inputs import InputFile
-from tuco_vllm.corpus.readers import parquet_layout, read_records
+from tuco_vllm.corpus.readers import parquet_column_fits, parquet_layout, read_records
+from tuco_vllm.corpus.unions import holds_all, union
 from tuco_vllm.errors import InputError
 from tuco_vllm.records import output_schema
+
+MOST_COLUMNS = 1000
+"""So many columns are passed through, besides those that are scored or could have been."""
+
+OTHERS = "other_columns"
+"""The name of the column that all further ones go into."""
+
+_COLUMNS_SAID = 20
 
 _EXACT_IN_DOUBLE = 2**53
 _LIST_LEVELS = 8
@@ -43,12 +57,18 @@ class Columns:
     """None scores prompts also where there are chats."""
     id: str | None = None
 
+    @property
+    def asked_for(self) -> frozenset[str | None]:
+        """All three names."""
+        return frozenset((self.prompt, self.messages, self.id))
+
 
 @dataclass(frozen=True)
 class ExtraColumn:
     """An input column that is passed through to the output."""
 
-    source: str
+    source: str | None
+    """Its name in the input; None for the one that holds all columns without one of their own."""
     name: str
     """Its name in the output: the source's, with ``input_`` before it where that name is taken."""
     type: pa.DataType
@@ -64,38 +84,72 @@ class Survey:
     extras: tuple[ExtraColumn, ...]
 
 
+@dataclass
+class _Column:
+    """What is known of an input column."""
+
+    kinds: set[str] = field(default_factory=set)
+    """Of its values in CSV and JSON."""
+    types: dict[pa.DataType, list[InputFile]] = field(default_factory=dict)
+    """Its types in Parquet, and the files that have it so."""
+
+
+class _Found:
+    """The input's columns in order of appearance, up to those for which there is no room."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns: dict[str, _Column] = {}
+        self.has_others = False
+        self._asked_for, self._room = columns.asked_for, MOST_COLUMNS
+
+    def column(self, name: str) -> _Column | None:
+        """What is known of the column of that name, to be added to; None where there is no room for it."""
+        column = self.columns.get(name)
+        if column is None:
+            if name not in self._asked_for:
+                if not self._room:
+                    self.has_others = True
+                    return None
+                self._room -= 1
+            column = self.columns[name] = _Column()
+        return column
+
+
 def survey(files: Sequence[InputFile], columns: Columns, limit: int | None = None) -> Survey:
     """Read the first ``limit`` rows' columns. Raises InputError where a file lacks the columns asked for."""
     rows = 0
-    kinds: dict[str, set[str]] = {}  # of CSV and JSON, in order of appearance
-    types: dict[str, list[pa.DataType]] = {}  # of Parquet
+    found, asked_for = _Found(columns), columns.asked_for
     for file in files:
         left = None if limit is None else limit - rows
         seen: dict[str, None] = {}
         if file.format == "parquet":
             count, schema = parquet_layout(file)
             rows += count if left is None else min(count, left)
-            for field in schema:
-                seen[field.name] = None
-                kinds.setdefault(field.name, set())
-                types.setdefault(field.name, []).append(field.type)
+            seen = dict.fromkeys(schema.names)
+            for each in schema:
+                if (column := found.column(each.name)) is not None:
+                    arrow = each.type.value_type if pa.types.is_dictionary(each.type) else each.type
+                    column.types.setdefault(arrow, []).append(file)
         else:
             for record in islice(read_records(file, prompt_column=columns.prompt), left):
                 rows += 1
                 for name, value in record.columns.items():
-                    seen[name] = None
-                    kinds.setdefault(name, set()).update(_kinds_of(value))
+                    if (column := found.column(name)) is not None:
+                        column.kinds.update(_kinds_of(value))
+                names = record.columns.keys()
+                seen.update(dict.fromkeys(names if len(seen) < _COLUMNS_SAID else names & asked_for))
         if seen:
             _check(file, columns, seen)
     # A corpus with chats may carry an unused prompt column: that one is not lost.
-    scored = {columns.id, columns.messages if columns.messages in kinds else columns.prompt}
-    passed = {name: [_json_type(kinds[name]), *types.get(name, ())] for name in kinds if name not in scored}
-    return Survey(rows, tuple(_extras(passed)))
+    scored = {columns.id, columns.messages if columns.messages in found.columns else columns.prompt}
+    passed = {name: _type_of(name, each) for name, each in found.columns.items() if name not in scored}
+    return Survey(rows, tuple(_extras(passed, found.has_others)))
 
 
 def _check(file: InputFile, columns: Columns, seen: Iterable[str]) -> None:
     names = list(seen)
-    has = f"{file.path} has the columns {', '.join(names)}"
+    said = ", ".join(names[:_COLUMNS_SAID]) + (", ..." if len(names) > _COLUMNS_SAID else "")
+    has = f"{file.path} has the columns {said}"
     if columns.prompt not in names and columns.messages not in names:
         wanted = " or ".join(repr(name) for name in (columns.prompt, columns.messages) if name is not None)
         raise InputError(f"no column {wanted}: {has}; name one with --prompt-column or --messages-column")
@@ -105,15 +159,31 @@ def _check(file: InputFile, columns: Columns, seen: Iterable[str]) -> None:
             raise InputError(f"no column {name!r} (--{option}-column): {has}")
 
 
-def _extras(passed: dict[str, list[pa.DataType | None]]) -> Iterable[ExtraColumn]:
+def _type_of(name: str, column: _Column) -> pa.DataType | None:
+    """The type that holds whatever the sources have in this column; None where only JSON text does."""
+    arrow = _json_type(column.kinds)
+    united = None if arrow is None else union([arrow, *column.types])
+    if united is None:
+        return None
+    if not holds_all(united, arrow) and any(kind.endswith("int64") for kind in column.kinds):
+        return None
+    for its_type, files in column.types.items():
+        if holds_all(united, its_type):
+            continue
+        if not all(parquet_column_fits(file, name, united) for file in files):
+            return None
+    return pa.string() if united == pa.null() else united
+
+
+def _extras(passed: Mapping[str, pa.DataType | None], has_others: bool) -> Iterator[ExtraColumn]:
     taken = {*output_schema().names}
-    for source, candidates in passed.items():
-        name = source
+    sources: list[tuple[str | None, pa.DataType | None]] = [*passed.items()]
+    for source, arrow in [*sources, (None, None)] if has_others else sources:
+        name = OTHERS if source is None else source
         while name in taken or (name != source and name in passed):
             name = f"input_{name}"
         taken.add(name)
-        merged = _merge(candidates)
-        yield ExtraColumn(source, name, pa.string() if merged is None else merged, as_json=merged is None)
+        yield ExtraColumn(source, name, pa.string() if arrow is None else arrow, as_json=arrow is None)
 
 
 def _kinds_of(value: Any, levels: int = _LIST_LEVELS) -> set[str]:
@@ -144,22 +214,3 @@ def _json_type(kinds: set[str]) -> pa.DataType | None:
         item = _json_type({kind.removeprefix("list ") for kind in kinds})
         return None if item is None else pa.list_(pa.string() if item == pa.null() else item)
     return next((arrow for allowed, arrow in _TYPES if kinds <= allowed), None)
-
-
-def _merge(candidates: Sequence[pa.DataType | None]) -> pa.DataType | None:
-    """One type for a column that several sources hold, if that loses nothing; else None."""
-    merged = pa.null()
-    for candidate in candidates:
-        if candidate is None:
-            return None
-        if pa.types.is_dictionary(candidate):
-            candidate = candidate.value_type
-        if merged == pa.null():
-            merged = candidate
-        elif candidate not in (merged, pa.null()):
-            both = (merged, candidate)
-            signed = all(pa.types.is_signed_integer(each) for each in both)
-            if not signed and not all(pa.types.is_floating(each) for each in both):
-                return None
-            merged = max(both, key=lambda each: each.bit_width)
-    return pa.string() if merged == pa.null() else merged

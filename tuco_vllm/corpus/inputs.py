@@ -3,6 +3,7 @@
 import glob
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -13,8 +14,15 @@ from tuco_vllm.corpus.remote import Look, absolute_url, expand_url, look_at_url,
 from tuco_vllm.errors import InputError
 
 FORMATS = ("auto", "jsonl", "csv", "parquet", "txt")
-_BY_EXTENSION = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "txt"}
-_COMPRESSED = (".gz", ".zst")
+_BY_EXTENSION = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    ".parquet": "parquet",
+    ".txt": "txt",
+}
+_COMPRESSED = (".gz", ".zst", ".bz2")
+_OF_THIS_PROCESS = re.compile(r"/dev/stdin|(/dev|/proc/self)/fd/\d+")
+"""Paths that mean something else, or nothing, to the processes that read."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +39,13 @@ class InputFile:
     stands after the later ones."""
     format: str
     size: int
-    """In bytes; -1 where the filesystem does not tell."""
+    """In bytes; -1 where nobody can tell."""
     mtime_ns: int
     """0 where the filesystem does not tell; in whole seconds where the file is not local."""
     version: str = ""
     """The filesystem's own mark of this content (ETag, generation, checksum); "" where it has none."""
+    copy: str | None = None
+    """The absolute path of the file that stands in for it, if one does: see ``pipes.py``."""
 
     @property
     def remote(self) -> bool:
@@ -43,21 +53,36 @@ class InputFile:
         return _is_url(self.path)
 
     @property
+    def once(self) -> bool:
+        """Whether it can be read only once, or only by this process: a pipe, /dev/stdin, a device."""
+        return self.size == -1 and not self.remote
+
+    @property
     def file_name(self) -> str:
         """The last part of its path, without a URL's query."""
         return _place(self.path)[-1]
 
     @property
+    def extension(self) -> str:
+        """What its name ends with, in small letters, without what says that it is compressed."""
+        return _extension(self.file_name)
+
+    @property
     def compressed(self) -> bool:
-        """Whether its extension says gzip or zstandard."""
+        """Whether its name ends as gzip's, zstandard's or bzip2's do."""
         return Path(self.file_name.lower()).suffix in _COMPRESSED
+
+    @property
+    def local_path(self) -> str:
+        """Where its bytes lie, if it is not remote."""
+        return self.copy or self.path
 
     def open(self) -> io.BufferedReader:
         """Its bytes as they are stored, seekable. Raises InputError; reading a remote file does so too."""
         if self.remote:
             return open_url(self.path, self.size)
         try:
-            return io.BufferedReader(io.FileIO(self.path), 1 << 20)
+            return io.BufferedReader(io.FileIO(self.local_path), 1 << 20)
         except OSError as error:
             raise InputError(f"cannot read {self.path}: {error.strerror}") from error
 
@@ -67,7 +92,7 @@ class InputFile:
         Only what the filesystem tells both times is compared: of a file that it is asked for, a store may
         tell more than of one that it lists.
         """
-        now = look_at_url(self.path) if self.remote else _look_at(Path(self.path))
+        now = look_at_url(self.path) if self.remote else _look_at(Path(self.local_path))
         for what, before, after, untold in (
             ("size", self.size, now.size, -1),
             ("time of change (ns)", self.mtime_ns, now.mtime_ns, 0),
@@ -85,6 +110,7 @@ def find_inputs(arguments: Sequence[str], file_format: str = "auto", *, out: Pat
     their format; hidden files, names that begin with ``_`` and whatever lies under ``out`` are left out.
     Links to folders are followed, to each folder once; what lies under ``out`` is told by real paths.
     An argument with ``://`` in it is a URL, of a file, a glob or a directory; ``file://`` is a local path.
+    Pipes and devices count where they are named themselves; nothing is read of them here.
     Raises InputError for an argument without files, for what cannot be looked at or listed, for a link to
     nothing where a file is wanted, and for a format that the extension does not tell.
     """
@@ -120,6 +146,8 @@ def _expand(argument: str, file_format: str, real_out: str) -> Iterable[tuple[st
 def _expand_local(argument: str, file_format: str, real_out: str) -> list[Path]:
     path = Path(os.path.abspath(argument))
     try:
+        if _reads_once(path):
+            return [path]
         if path.is_dir():
             below = (file for file in _below(path, real_out) if _has_format(file.name, file_format))
             found = sorted(file for file in below if _is_file(file))
@@ -175,12 +203,20 @@ def _lies_in(real_folder: str, file: Path) -> bool:
 def _missing(argument: str, file_format: str, *, is_directory: bool) -> str:
     if not is_directory:
         return f"no file matches {argument}"
-    wanted = ".jsonl, .csv, .parquet or .txt" if file_format == "auto" else file_format
-    return f"{argument} holds no {wanted} file"
+    *some, last = (name for name, each in _BY_EXTENSION.items() if file_format in ("auto", each))
+    return f"{argument} holds no {', '.join(some)}{' or ' if some else ''}{last} file"
+
+
+def _reads_once(path: Path) -> bool:
+    if not path.exists() or path.is_dir():
+        return False
+    return not path.is_file() or _OF_THIS_PROCESS.fullmatch(str(path)) is not None
 
 
 def _look_at(path: Path) -> Look:
     try:
+        if _reads_once(path):
+            return Look(-1, 0, "")
         stat = path.stat()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -3,7 +3,9 @@
 A broken record becomes a record with an error, so that its row is kept and the job goes on. A file that
 cannot be read at all, or not to its end, raises InputError: how many rows it still holds is unknown, so
 going on would lose them silently. So does a broken CSV record that goes over several lines: a quote that is
-never closed takes all rows up to the next quote, or to the end of the file, into its own.
+never closed takes all rows up to the next quote, or to the end of the file, into its own. In a JSON array
+every broken element is refused, as it may have taken others into its own; what is JSON but no row costs
+itself only.
 """
 
 import csv
@@ -11,24 +13,23 @@ import io
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tuco_vllm.corpus.inputs import InputFile
+from tuco_vllm.corpus.json_text import BrokenJson, array_elements, parse_json
+from tuco_vllm.corpus.unions import fits
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import kind_of
 
 _BOM = b"\xef\xbb\xbf"
-
-_DEEPEST = 500
-"""So many levels may JSON nest. Python's own limit is higher, but it counts the callers too: the survey and
-the reading would not always agree on which rows are good, nor reading and writing."""
 
 _LONGEST_FIELD = 1 << 26
 """Characters of a CSV field: what is held in memory of a quote that is never closed."""
@@ -55,9 +56,9 @@ def read_records(file: InputFile, *, prompt_column: str = "prompt") -> Iterator[
             return
         with _stream(file) as stream:
             if file.format == "jsonl":
-                yield from _jsonl(stream)
+                yield from _json(stream) if file.extension == ".json" else _jsonl(stream)
             elif file.format == "csv":
-                yield from _csv(stream)
+                yield from _csv(stream, delimiter="\t" if file.extension == ".tsv" else ",")
             else:
                 yield from _txt(stream, prompt_column)
 
@@ -70,13 +71,20 @@ def parquet_layout(file: InputFile) -> tuple[int, pa.Schema]:
         return parquet.metadata.num_rows, schema
 
 
+def parquet_column_fits(file: InputFile, name: str, target: pa.DataType) -> bool:
+    """Whether all values of a Parquet file's column can be cast to ``target`` unchanged: they are read."""
+    with _named(file), _parquet_file(file) as parquet:
+        batches = parquet.iter_batches(batch_size=1024, columns=[name])
+        return all(fits(batch.column(name), target) for batch in batches)
+
+
 @contextmanager
 def _named(file: InputFile) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"cannot read {file.path} as {file.format}: {str(error).strip()}") from error
-    except _UnusableFile as error:
+    except (BrokenJson, _UnusableFile) as error:
         raise InputError(f"cannot read {file.path} as {file.format}: {error}") from error
 
 
@@ -103,11 +111,11 @@ def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
         yield line.removeprefix(_BOM) if number == 0 else line
 
 
-def _decode(data: bytes) -> tuple[str, str | None]:
+def _decode(data: bytes, what: str = "line") -> tuple[str, str | None]:
     try:
         return data.decode(), None
     except UnicodeDecodeError as error:
-        return data.decode(errors="replace"), f"invalid UTF-8 at byte {error.start} of the line"
+        return data.decode(errors="replace"), f"invalid UTF-8 at byte {error.start} of the {what}"
 
 
 def _txt(stream: io.BufferedReader, column: str) -> Iterator[Record]:
@@ -116,20 +124,43 @@ def _txt(stream: io.BufferedReader, column: str) -> Iterator[Record]:
         yield Record({column: text}, error)
 
 
+def _json(stream: io.BufferedReader) -> Iterator[Record]:
+    """An array of rows, or a row a line."""
+    start = stream.peek(1).removeprefix(_BOM).lstrip()
+    if start.startswith(b"["):
+        yield from _json_array(stream)
+    elif start.partition(b"\n")[0].strip() == b"{":
+        raise _UnusableFile("it is one object over several lines: write an array of rows, or a row a line")
+    else:
+        yield from _jsonl(stream)
+
+
+def _json_array(stream: io.BufferedReader) -> Iterator[Record]:
+    for number, element in enumerate(array_elements(stream)):
+        text, error = _decode(element, "element")
+        try:
+            yield _json_record(text, error)
+        except json.JSONDecodeError as broken:
+            raise _UnusableFile(f"element {number} of its array is broken: {broken}") from broken
+        except ValueError as refused:
+            yield Record(error=error or f"broken JSON: {refused}")
+
+
 def _jsonl(stream: io.BufferedReader) -> Iterator[Record]:
     for line in _lines(stream):
         if line.strip():
-            yield _json_record(line)
+            text, error = _decode(line)
+            try:
+                yield _json_record(text, error)
+            except ValueError as broken:
+                yield Record(error=error or f"broken JSON: {broken}")
 
 
-def _json_record(line: bytes) -> Record:
-    text, error = _decode(line)
-    try:
-        value = parse_json(text)
-    except ValueError as broken:
-        return Record(error=error or f"broken JSON: {broken}")
+def _json_record(text: str, error: str | None) -> Record:
+    """The record that a text holds, with the ``error`` that it has already. Raises ValueError."""
+    value = parse_json(text)
     if not isinstance(value, dict):
-        return Record(error=f"broken record: the line is {kind_of(value)}, not an object")
+        return Record(error=f"broken record: it is {kind_of(value)}, not an object")
     if "\\u" in text:  # only an escape can make a lone surrogate, which no output column can hold
         written = json.dumps(value, ensure_ascii=False)
         try:
@@ -141,33 +172,10 @@ def _json_record(line: bytes) -> Record:
     return Record(value, error)
 
 
-def parse_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError for one that is broken or nests too deep."""
-    too_deep = f"it nests more than {_DEEPEST} levels deep"
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError(too_deep) from None
-    # Every level has two brackets: most texts are too short to look at.
-    if len(text) > 2 * _DEEPEST and text.count("[") + text.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
-        raise ValueError(too_deep)
-    return value
-
-
-def _depth(value: Any) -> int:
-    depth = -1
-    level: list[Any] = [[value]]
-    while level:
-        depth += 1
-        items = chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level)
-        level = [item for item in items if isinstance(item, (dict, list))]
-    return depth
-
-
-def _csv(stream: io.BufferedReader) -> Iterator[Record]:
+def _csv(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(_LONGEST_FIELD)  # the default refuses prompts over 128 KiB; process-wide
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text, strict=True)
+    rows = csv.reader(text, strict=True, delimiter=delimiter)
     try:
         header = next((fields for fields in rows if fields), [])
     except csv.Error as error:
@@ -224,7 +232,7 @@ def _parquet(file: InputFile) -> Iterator[Record]:
 @contextmanager
 def _parquet_file(file: InputFile) -> Iterator[pq.ParquetFile]:
     with ExitStack() as stack:
-        source: Any = file.path
+        source: Any = file.local_path
         if file.compressed or (file.remote and "::" in file.path):
             # Parquet is read from its end, what is packed from its start: unpack it to disk first.
             source = stack.enter_context(tempfile.TemporaryFile())
@@ -235,6 +243,6 @@ def _parquet_file(file: InputFile) -> Iterator[pq.ParquetFile]:
 
 
 def _check_unique(names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise _UnusableFile(f"it has more than one column {name!r}")
+    name, count = max(Counter(names).items(), key=itemgetter(1), default=("", 0))
+    if count > 1:
+        raise _UnusableFile(f"it has more than one column {name!r}")

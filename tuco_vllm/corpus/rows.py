@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,7 +11,8 @@ import pyarrow as pa
 
 from tuco_vllm.corpus.columns import Columns, ExtraColumn
 from tuco_vllm.corpus.inputs import InputFile
-from tuco_vllm.corpus.readers import Record, parse_json, read_records
+from tuco_vllm.corpus.json_text import parse_json
+from tuco_vllm.corpus.readers import Record, read_records
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import kind_of
 from tuco_vllm.records import PromptInput
@@ -23,8 +25,8 @@ class SourceRow:
     id: str
     prompt: PromptInput | None
     error: str | None
-    extra: dict[str, Any]
-    """The columns that are passed through, by their names in the input."""
+    extra: dict[str | None, Any]
+    """The columns that are passed through, by their ``source``."""
 
     @property
     def size(self) -> int:
@@ -41,7 +43,7 @@ def source_rows(
     limit: int | None = None,
 ) -> Iterator[SourceRow]:
     """The corpus's rows ``skip`` to ``limit``, in reading order, always the same for the same files."""
-    passed = [extra.source for extra in extras]
+    passed = {extra.source for extra in extras}
     for file, number, record in islice(_numbered(files, columns), skip, limit):
         yield _source_row(record, f"{file.name}:{number}", columns, passed)
 
@@ -54,8 +56,13 @@ def _numbered(files: Sequence[InputFile], columns: Columns) -> Iterator[tuple[In
             raise InputError(reason)
 
 
-def _source_row(record: Record, default_id: str, columns: Columns, passed: Sequence[str]) -> SourceRow:
-    extra = {name: record.columns[name] for name in passed if name in record.columns}
+def _source_row(
+    record: Record, default_id: str, columns: Columns, passed: AbstractSet[str | None]
+) -> SourceRow:
+    extra: dict[str | None, Any] = {name: each for name, each in record.columns.items() if name in passed}
+    if None in passed:
+        others = record.columns.keys() - passed - columns.asked_for
+        extra[None] = {name: each for name, each in record.columns.items() if name in others} or None
     row_id, prompt, error = default_id, None, record.error
     try:
         own_id = _plain(record.columns.get(columns.id)) if columns.id is not None else None

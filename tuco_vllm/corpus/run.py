@@ -22,8 +22,9 @@ from tuco_vllm.corpus.chunks import SCORED_COLUMNS, ScoredChunk, Source, split
 from tuco_vllm.corpus.columns import Columns, Survey, survey
 from tuco_vllm.corpus.duplicates import find_duplicates
 from tuco_vllm.corpus.identity import job_identity
-from tuco_vllm.corpus.inputs import find_inputs
+from tuco_vllm.corpus.inputs import InputFile, find_inputs
 from tuco_vllm.corpus.job import Counts, JobDirectory
+from tuco_vllm.corpus.pipes import copied, remove_other_copies
 from tuco_vllm.corpus.progress import ProgressLine
 from tuco_vllm.corpus.publish import OutputError
 from tuco_vllm.corpus.run_record import EngineTally, RunRecord
@@ -104,7 +105,16 @@ def score_corpus(
     when the output cannot be written. In each case, and at Ctrl-C, finished rows stay and a repeated call
     goes on.
     """
-    files = find_inputs(job.inputs, job.file_format, out=job.out)
+    with copied(find_inputs(job.inputs, job.file_format, out=job.out), job.out) as files:
+        _score_files(files, job, pair, open_pipeline)
+
+
+def _score_files(
+    files: list[InputFile],
+    job: ScoreJob,
+    pair: ModelPair,
+    open_pipeline: Callable[[], AbstractContextManager[ScoringPipeline]],
+) -> None:
     tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=job.trust_remote_code)
     encoder = job.encoder(tokenizer, pair.ft.config.get("vocab_size"))
     identity = job_identity(files, pair, job.identity_settings(encoder.template_sha256))
@@ -115,6 +125,7 @@ def score_corpus(
     with directory.locked(), ExitStack() as stack:
         if not job.overwrite and directory.is_finished(identity):  # by a run that held the lock till now
             return
+        remove_other_copies(files, job.out)
         done = Counts() if job.overwrite else directory.committed()
         source = Source(tuple(files), job.columns, content.extras, skip=done.rows, limit=job.limit)
         begun = time.monotonic()
