@@ -245,7 +245,7 @@ def resume_costs(pair: Paths, words: Mapping[str, int], options: Namespace, scra
     checked = resolve_pair(*pair)
     layers = json.loads((checked.ft.directory / "config.json").read_text())["num_hidden_layers"]
     job = ScoreJob((str(inputs),), full, rows_per_file=rows // 100)
-    score_corpus(job, checked, lambda: LocalPipeline(checked.ft.directory, layers))
+    score_corpus(job, checked, lambda _: LocalPipeline(checked.ft.directory, layers))
     (full / "_SUCCESS").unlink()
     seconds: dict[str, list[float]] = {"0": [], "10": [], "50": [], "90": []}
     for _ in range(options.resume_rounds):

@@ -86,6 +86,9 @@ class LocalPipeline:
         engine = self._engine
         return EngineFacts(engine.dtype, engine.max_model_len, engine.num_layers, "none", "none")
 
+    def engine_starts(self) -> dict[int, str]:
+        return {}
+
     def engine_states(self) -> dict[int, str]:
         return {0: "ready"}
 

@@ -76,7 +76,7 @@ def main(plan_file):
     job = ScoreJob(tuple(plan["inputs"]), out, rows_per_file=plan["rows_per_file"], dtype=plan["dtype"])
     cluster = Cluster(plan["engines"])
 
-    def open_pipeline():
+    def open_pipeline(tokens):
         if plan["fake"] is None:
             return pipeline_of(job, pair, cluster, {"dtype": plan["dtype"], "enforce_eager": True})
         start = partial(DeadlyScorer, folder=plan["fake"])

@@ -145,5 +145,8 @@ class LocalPipeline:
         engine = self._scorer
         return EngineFacts(engine.dtype, engine.max_model_len, engine.num_layers, engine.vllm_version, "0")
 
+    def engine_starts(self):
+        return {}
+
     def engine_states(self):
         return {0: "ready"}

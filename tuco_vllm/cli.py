@@ -1,19 +1,19 @@
 """The `tuco` command: parsing, exit codes and nothing else; heavy imports wait until a command needs them.
 
 Exit codes: 0 done, 1 done with row errors (only with --strict), 2 usage or bad input, 3 engine failure,
-130 interrupted. An error is one line on stderr; --debug shows where it came from.
+128 + its number where a signal ended it (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP; see ``interruption.py``). An
+error is one line on stderr; --debug shows where it came from.
 """
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tuco_vllm import __version__
+from tuco_vllm import __version__, interruption
 from tuco_vllm.errors import InputError, TucoError
 from tuco_vllm.steering import MAX_ALPHA
 
@@ -33,6 +33,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; --help and --version raise SystemExit, as argparse has it."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    interruption.advise("")
     debug = "--debug" in argv
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
     if not debug and argv[:1] != ["serve"]:  # a server's log is for its operator
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # Python's own, where nobody has put handlers
+        print(interruption.line(), file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more at exit, which would fail again and say so.
@@ -82,7 +84,7 @@ def _score(arguments: argparse.Namespace) -> int:
     job = _score_job(arguments)
     pair = resolve_pair(arguments.pt, arguments.ft, trust_remote_code=arguments.trust_remote_code)
 
-    def open_pipeline() -> "Pipeline":
+    def open_pipeline(tokens: int) -> "Pipeline":
         from tuco_vllm.corpus.cluster import Cluster
         from tuco_vllm.corpus.pipeline import pipeline_of
 
@@ -91,18 +93,11 @@ def _score(arguments: argparse.Namespace) -> int:
         cluster = Cluster(
             arguments.engines, arguments.tensor_parallel_size or 1, arguments.ray_address, arguments.debug
         )
-        return pipeline_of(job, pair, cluster, _engine_arguments(arguments))
+        share = {"expected_tokens": tokens // arguments.engines}
+        return pipeline_of(job, pair, cluster, _engine_arguments(arguments) | share)
 
-    # A plain kill would leave the engine's process behind; as an interruption it ends like Ctrl-C.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        score_corpus(job, pair, open_pipeline)
-    except KeyboardInterrupt:
-        goes_on = f"the same command (without --overwrite) goes on from what {job.out} holds"
-        print(f"tuco: interrupted; {goes_on}", file=sys.stderr)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    interruption.advise(f"the same command (without --overwrite) goes on from what {job.out} holds")
+    score_corpus(job, pair, open_pipeline)
     summary = print_summary(job.out)
     return 1 if arguments.strict and summary.errors else 0
 

@@ -27,7 +27,7 @@ def score(models, tmp_path, monkeypatch):
 
         job = ScoreJob(tuple(map(str, inputs)), tmp_path / out, **options)
 
-        def open_pipeline():
+        def open_pipeline(tokens):
             made.append(LocalPipeline(job, pair.ft.directory, **(engine or {})))
             return made[-1]
 

@@ -68,7 +68,7 @@ def test_other_models_are_another_job(score, corpus, models, tmp_path):
     other = write_pair(tmp_path / "other", template=None)
     job = ScoreJob((str(corpus),), tmp_path / "out")
     with pytest.raises(InputError, match="the FT model is another one"):
-        score_corpus(job, resolve_pair(*other), lambda: LocalPipeline(job, other[1]))
+        score_corpus(job, resolve_pair(*other), lambda _: LocalPipeline(job, other[1]))
 
 
 def test_overwrite_starts_anew_and_removes_only_what_a_run_made(score, corpus, tmp_path):

@@ -155,7 +155,7 @@ def test_a_whole_job_on_ray(cluster, source, models, undisturbed, tmp_path):
 
     def score(out, make):
         job = ScoreJob((source.files[0].path,), tmp_path / out, rows_per_file=8000)
-        score_corpus(job, pair, lambda: make(job))
+        score_corpus(job, pair, lambda _: make(job))
         parts = sorted((tmp_path / out).glob("part-*"))
         return [pq.read_table(part) for part in parts], json.loads(
             (tmp_path / out / "_tuco/run.json").read_text()

@@ -20,6 +20,7 @@ from tuco_vllm.corpus.board import EngineFacts, Trial
 from tuco_vllm.corpus.chunks import Source, from_bytes, to_bytes
 from tuco_vllm.corpus.feeder import Feeder, SetAside
 from tuco_vllm.corpus.stages import scored, tokenised
+from tuco_vllm.engine.start_stages import Start
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder
 
@@ -91,20 +92,23 @@ class EngineActor:
         self._process = f"{socket.gethostname()}:{os.getpid()}"
         self._board, self._columns = board, columns
         self._facts: EngineFacts | None = None
+        self._start: Start | None = None
 
         def start() -> Any:
             self._facts = None
             self._number, place = ray.get(board.arrive.remote(context.get_actor_id(), context.get_node_id()))
-            engine = start_engine(place % engines_on_node, engines_on_node)
+            with Start() as self._start:
+                engine = start_engine(place % engines_on_node, engines_on_node)
+            board.starting.remote(self._number, self._start.text())
             self._facts = EngineFacts(
                 engine.dtype, engine.max_model_len, engine.num_layers, engine.vllm_version, ray.__version__
             )
             board.ready.remote(self._number, self._facts)
             return engine
 
+        Thread(target=self._remind, name="remind", daemon=True).start()
         self._feeder = Feeder(start)
         self._ready = time.monotonic()
-        Thread(target=self._remind, name="remind", daemon=True).start()
 
     def _remind(self) -> None:
         # A board that was replaced has forgotten the facts, and a tokeniser that was may be waiting for them.
@@ -112,6 +116,8 @@ class EngineActor:
             time.sleep(_REMIND_SECONDS)
             if self._facts is not None:
                 self._board.ready.remote(self._number, self._facts)
+            elif self._start is not None:
+                self._board.starting.remote(self._number, self._start.text())
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         trial = _begin(self._board, "score", row)

@@ -55,6 +55,7 @@ class Board:
         self._numbers: dict[str, int] = {}
         self._places: dict[str, tuple[str, int]] = {}
         self._states: dict[int, str] = {}
+        self._starts: dict[int, str] = {}
         self._facts: EngineFacts | None = None
         self._known = asyncio.Event()
         self._trials: dict[tuple[str, int], Trial] = {}
@@ -71,6 +72,10 @@ class Board:
         self._states[number] = "starting"
         return number, self._places[engine][1]
 
+    async def starting(self, number: int, stages: str) -> None:
+        """How far an engine's start is, in words; the last time when it has ended."""
+        self._starts[number] = stages
+
     async def ready(self, number: int, facts: EngineFacts) -> None:
         """An engine has started; said again now and then, for a board that was replaced."""
         self._states[number] = "ready"
@@ -86,6 +91,10 @@ class Board:
     async def states(self) -> dict[int, str]:
         """Engine number -> "starting" or "ready"."""
         return dict(self._states)
+
+    async def starts(self) -> dict[int, str]:
+        """Engine number -> how far its start is, or how it went."""
+        return dict(self._starts)
 
     async def nodes(self) -> list[str]:
         """The nodes that engines have come from."""

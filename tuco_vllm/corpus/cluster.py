@@ -7,6 +7,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import ray
 
 from tuco_vllm.errors import InputError
+from tuco_vllm.interruption import adopt_orphans, also_at_a_signal
 
 _DEAD_SECONDS = 20
 """So long do processes of a cluster started here look for its head, which dies with this process only. Ray's
@@ -22,6 +24,11 @@ minute is for clusters whose head comes back; engines would keep their GPUs for 
 
 _OBJECT_STORE_BYTES = 1 << 30
 """Of a cluster started here. What lies there is chunks on their way: some megabytes for each engine."""
+
+_SOCKET_NAME = 107 - len("/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
+"""So long may the name of the folder be that Ray makes its sockets in: theirs may have 107 characters."""
+
+_REMOVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -56,18 +63,18 @@ class Cluster:
             os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_DEAD_SECONDS))
         if not self.debug:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # Not under TMPDIR: the names of sockets may have 107 characters.
-        temporary = tempfile.mkdtemp(prefix="tuco-ray-", dir="/tmp")
-        try:
-            self._connect(temporary)
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(temporary, ignore_errors=True)
+        adopt_orphans()
+        with _temporary_folder() as temporary:
+            try:
+                self._connect(temporary)
+                yield
+            finally:
+                ray.shutdown(wait_for_processes=True)
 
     def _connect(self, temporary: str) -> None:
         level = logging.INFO if self.debug else logging.CRITICAL
         handler: Any = signal.getsignal(signal.SIGTERM)
+        in_main_thread = threading.current_thread() is threading.main_thread()
         try:
             if self.address is not None:
                 _check_reachable(self.address)
@@ -90,8 +97,12 @@ class Cluster:
                 f"reach Ray at --ray-address {self.address}" if self.address else "start Ray on this machine"
             )
             raise InputError(f"cannot {what}: {error}") from error
+        except SystemExit:  # how Ray's own handler of SIGTERM stops its start
+            signal.signal(signal.SIGTERM, handler)
+            signal.raise_signal(signal.SIGTERM)
+            raise
         finally:
-            if threading.current_thread() is threading.main_thread():
+            if in_main_thread:
                 signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which ends the process at once
 
     def engine_resources(self) -> dict[str, float]:
@@ -117,6 +128,39 @@ class Cluster:
     def engines_on_a_node(self) -> int:
         """How many engines share a machine, at most, if Ray spreads them."""
         return -(-self.engines // sum(node["Alive"] for node in ray.nodes()))
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """A folder for Ray's sockets, logs and what it spills, under RAY_TMPDIR, else TMPDIR; gone afterwards.
+
+    Where that name is too long for a socket, Ray is told a short one that links to it.
+    """
+    root = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    name = f"tuco-ray-{os.getpid()}-{os.urandom(2).hex()}"
+    folder, link = os.path.join(root, name), os.path.join("/tmp", name)
+    # Registered before they are made: a signal may come in between.
+    with also_at_a_signal(lambda: _remove(folder)), also_at_a_signal(lambda: _unlink(link)):
+        try:
+            os.mkdir(folder, mode=0o700)
+            if len(folder) > _SOCKET_NAME:
+                os.symlink(folder, link)
+        except OSError as error:
+            raise InputError(f"cannot start Ray on this machine: {error}; see TMPDIR") from error
+        yield link if os.path.islink(link) else folder
+
+
+def _unlink(link: str) -> None:
+    if os.path.islink(link):
+        os.unlink(link)
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder in which processes that are about to end may still write."""
+    until = time.monotonic() + _REMOVE_SECONDS
+    while os.path.isdir(folder) and time.monotonic() < until:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -137,6 +137,13 @@ class Pipeline:
                 self._states = ray.get(self._board.states.remote(), timeout=_STATES_SECONDS)
         return self._states
 
+    def engine_starts(self) -> dict[int, str]:
+        """Engine number -> how far its start is, or how it went, in words. Any thread may ask."""
+        with suppress(ray.exceptions.RayError):
+            starts: dict[int, str] = ray.get(self._board.starts.remote(), timeout=_STATES_SECONDS)
+            return starts
+        return {}
+
     def _dataset(self, source: Source) -> Any:
         _set_up_ray_data(debug=self._cluster.debug)
         tokenisers = ActorPoolStrategy(min_size=1, max_size=self._cluster.tokenisers)

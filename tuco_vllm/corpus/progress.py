@@ -1,20 +1,65 @@
-"""What a person sees while a job runs: one live line on a terminal, else a plain line every ten seconds."""
+"""What a person sees of a job: a live line on a terminal, else a plain one every ten seconds."""
 
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from tuco_vllm.corpus.job import Counts
 
 _LOG_SECONDS = 10.0
 _REDRAW_SECONDS = 0.2
+_START_SECONDS = 1.0
+
+
+class StartLine:
+    """Shows on stderr how far the engines' start is, and at the end what it took.
+
+    Of several engines the first: they do the same. ``starts``: engine number -> how far it is, in words.
+    """
+
+    def __init__(self, starts: Callable[[], dict[int, str]]) -> None:
+        self._starts = starts
+        console = Console(stderr=True)
+        self._live = console.status("starting") if console.is_terminal else None
+        self._over = Event()
+        self._thread = Thread(target=self._run, name="start-line", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._live is not None:
+            self._live.stop()
+        if failed is None and (text := self._text()):
+            print(f"tuco: engine started in {text}", file=sys.stderr, flush=True)
+
+    def _text(self) -> str:
+        starts = self._starts()
+        return starts[min(starts)] if starts else ""
+
+    def _run(self) -> None:
+        shown = time.monotonic()
+        while not self._over.wait(_START_SECONDS):
+            now, text = time.monotonic(), self._text()
+            if self._live is not None:
+                self._live.update(Text(f"engine starting for {text}" if text else "starting"))
+            elif text and now - shown >= _LOG_SECONDS:
+                shown = now
+                print(f"tuco: engine starting for {text}", file=sys.stderr, flush=True)
 
 
 class ProgressLine:

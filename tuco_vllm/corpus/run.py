@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,13 +25,17 @@ from tuco_vllm.corpus.identity import job_identity
 from tuco_vllm.corpus.inputs import InputFile, find_inputs
 from tuco_vllm.corpus.job import Counts, JobDirectory
 from tuco_vllm.corpus.pipes import copied, remove_other_copies
-from tuco_vllm.corpus.progress import ProgressLine
+from tuco_vllm.corpus.progress import ProgressLine, StartLine
 from tuco_vllm.corpus.publish import OutputError
 from tuco_vllm.corpus.run_record import EngineTally, RunRecord
 from tuco_vllm.corpus.writer import PartWriter
 from tuco_vllm.errors import InputError
+from tuco_vllm.interruption import rows_to_save
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.records import SCHEMA_VERSION
+
+_BYTES_A_TOKEN = 4
+"""Of English; of other scripts fewer. It tells thousands of tokens from millions, and needs no more."""
 
 
 class ScoringPipeline(Protocol):
@@ -42,6 +46,9 @@ class ScoringPipeline(Protocol):
 
     def facts(self) -> EngineFacts:
         """What the engines hold, once there is one."""
+
+    def engine_starts(self) -> dict[int, str]:
+        """Engine number -> how far its start is, or how it went, in words."""
 
     def engine_states(self) -> dict[int, str]:
         """Engine number -> "starting" or "ready"."""
@@ -95,11 +102,14 @@ class ScoreJob:
 
 
 def score_corpus(
-    job: ScoreJob, pair: ModelPair, open_pipeline: Callable[[], AbstractContextManager[ScoringPipeline]]
+    job: ScoreJob,
+    pair: ModelPair,
+    open_pipeline: Callable[[int], AbstractContextManager[ScoringPipeline]],
 ) -> None:
     """Score the job's rows, or those that an earlier run has left; nothing, if that run is complete.
 
-    ``open_pipeline`` is called once everything else has been checked, and only if there are rows to score.
+    ``open_pipeline`` is called once everything else has been checked, and only if there are rows to score:
+    with about how many tokens these are.
 
     Raises InputError for whatever the caller can mend, EngineError when engines die for good, OutputError
     when the output cannot be written. In each case, and at Ctrl-C, finished rows stay and a repeated call
@@ -133,15 +143,25 @@ def _score_files(
         states: Callable[[], dict[int, str]] = dict
         chunks: Iterator[ScoredChunk] = iter(())
         if done.rows < content.rows:
-            pipeline = stack.enter_context(open_pipeline())
+            pipeline = stack.enter_context(open_pipeline(_tokens_left(source, content.rows)))
             chunks = pipeline.scored(source)
-            first = next(chunks)
+            with StartLine(pipeline.engine_starts):
+                first = next(chunks)
             chunks, begun = chain([first], chunks), time.monotonic() - first.ready_seconds
             facts, states = pipeline.facts(), pipeline.engine_states
         # Engines have started and a row is scored: nothing of an earlier run is removed before.
         directory.begin(identity, overwrite=job.overwrite)
         run = _Run(job, pair, facts, encoder.template_sha256, content, done, directory)
-        run.write(chunks, states, begun)
+        with rows_to_save():
+            run.write(chunks, states, begun)
+
+
+def _tokens_left(source: Source, rows: int) -> int:
+    """About how many tokens the rows after ``source.skip`` have: as those that the corpus begins with."""
+    first = next(replace(source, skip=0).chunks())
+    prompts, chats = first.columns[1:3]
+    size = sum(pc.sum(pc.binary_length(texts)).as_py() or 0 for texts in (prompts, chats))
+    return round(size / first.num_rows * (rows - source.skip) / _BYTES_A_TOKEN)
 
 
 class _Run:

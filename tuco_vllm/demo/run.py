@@ -28,7 +28,7 @@ def run_demo(out: Path) -> int:
         command=("tuco", "demo"),
     )
     pair = resolve_pair(PT, FT)
-    score_corpus(job, pair, lambda: pipeline_of(job, pair, Cluster(), {"enforce_eager": True}))
+    score_corpus(job, pair, lambda _: pipeline_of(job, pair, Cluster(), {"enforce_eager": True}))
     print_summary(out)
     groups = read_groups(out, "group")
     print_groups(groups, BASELINE)

@@ -14,6 +14,10 @@ FIXED = ("model", "runner", "convert", "hf_overrides", "quantization", "tokenize
 """Engine arguments that are not the user's: a pair sets them, or they must stay as they are."""
 
 
+_COMPILING_PAYS = 7e8
+"""Tokens times hidden size from which torch.compile pays on a CPU."""
+
+
 def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **overrides: Any) -> EngineArgs:
     """EngineArgs of a pair under ``runner`` ("pooling" or "generate"); ``overrides`` go to ``hf_overrides``.
 
@@ -54,6 +58,28 @@ def complete(arguments: Any, pair: ModelPair) -> None:
         arguments.dtype = str(current_platform.supported_dtypes[0]).removeprefix("torch.")
     if current_platform.is_cpu():
         _fit_to_cpu(arguments)
+
+
+def eager_or_compiled(
+    pair: ModelPair, engine_args: dict[str, Any], tokens: int | None
+) -> tuple[dict[str, Any], str]:
+    """``engine_args`` for an engine that will score about so many tokens, and in words what was chosen.
+
+    On a CPU vLLM compiles every layer by itself: seconds for each, whatever its width. What that gains is
+    passes over activations, so it grows with tokens, layers and hidden size; the layers cancel out. Eager is
+    chosen where not even half the tokens are left from which compiling pays: the other mistake costs no more
+    than one compilation. On GPUs, where nothing of this is measured, and where nobody knows how many tokens
+    there will be, vLLM's default stands.
+    """
+    if engine_args.get("enforce_eager"):
+        return engine_args, "eager, as asked"
+    if tokens is None or not current_platform.is_cpu():
+        return engine_args, ""
+    pays = _COMPILING_PAYS / pair.ft.sizes["hidden_size"]
+    why = f"about {tokens:,} tokens are left and compiling pays from {pays:,.0f} on"
+    if tokens < pays / 2:
+        return {**engine_args, "enforce_eager": True}, f"eager: {why}"
+    return engine_args, f"compiled: {why}"
 
 
 def share_cpu(place: int, engines: int, engine_args: dict[str, Any]) -> dict[str, Any]:

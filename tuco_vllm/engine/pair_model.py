@@ -27,6 +27,7 @@ from tuco_vllm.engine.pair_config import SCHEDULER, refuse_unsupported
 from tuco_vllm.engine.parent_watch import end_with_parent
 from tuco_vllm.engine.rows import LastRows
 from tuco_vllm.engine.scoring_model import ScoringModel
+from tuco_vllm.engine.start_stages import tell
 from tuco_vllm.engine.steering_model import SteeringModel
 from tuco_vllm.engine.steering_rows import SteeringRows
 from tuco_vllm.engine.weights import PT_PREFIX, SAFETENSORS, parameter_names, pt_source
@@ -72,6 +73,7 @@ class TucoForCausalLM(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         end_with_parent()
+        tell("weights")
         refuse_unsupported(vllm_config)
         has_weights = vllm_config.load_config.load_format != "dummy"
         pair = pair_of(vllm_config, weights=has_weights)
@@ -90,6 +92,8 @@ class TucoForCausalLM(nn.Module):
             )
             self.last_rows = LastRows(vllm_config, self.model.rows_layer_name)
             self.pooler = ContributionPooler(self.model.num_layers)
+            # What the first forward takes is, where there is anything to compile, compiling.
+            self._first = "first step" if vllm_config.model_config.enforce_eager else "compile"
             return
 
         if vllm_config.scheduler_config.scheduler_cls != SCHEDULER:
@@ -135,7 +139,12 @@ class TucoForCausalLM(nn.Module):
             return self._generate(input_ids, positions, intermediate_tensors, inputs_embeds)
         num_tokens = positions.shape[-1]
         rows_R = self.last_rows.of_this_batch(num_tokens)
+        if self._first:
+            tell(self._first)
         norms_RN = self.model(input_ids, positions, rows_R, inputs_embeds)
+        if self._first:
+            self._first = ""
+            tell("warm-up")
         return nn.functional.pad(norms_RN, (0, 0, 0, num_tokens - norms_RN.shape[0]))
 
     def _generate(self, input_ids: Any, positions: Tensor, intermediate: Any, embeds: Any) -> Tensor:

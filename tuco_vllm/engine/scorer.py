@@ -10,9 +10,10 @@ from torch import Tensor
 from vllm import LLMEngine, PoolingParams
 
 from tuco_vllm.config import ModelPair
-from tuco_vllm.engine.arguments import pair_arguments
+from tuco_vllm.engine.arguments import eager_or_compiled, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import hear_of_death
+from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError
 
 Key = TypeVar("Key")
@@ -25,12 +26,16 @@ class Scorer:
 
     Args:
         pair: the checked models.
+        expected_tokens: about how many will be scored, if that is known: few are not worth compiling for.
         engine_args: vLLM ``EngineArgs`` fields, as users know them (``max_model_len``, ``dtype``, ...).
 
     Raises InputError for arguments that scoring fixes itself, EngineError when vLLM does not start.
     """
 
-    def __init__(self, pair: ModelPair, **engine_args: Any) -> None:
+    def __init__(self, pair: ModelPair, *, expected_tokens: int | None = None, **engine_args: Any) -> None:
+        engine_args, choice = eager_or_compiled(pair, engine_args, expected_tokens)
+        if choice:
+            explain(choice)
         arguments = pair_arguments(pair, "pooling", {"skip_tokenizer_init": True, **engine_args})
         try:
             self.engine = LLMEngine.from_engine_args(arguments)

@@ -1,0 +1,17 @@
+"""The `tuco` script, and ``python -m tuco_vllm``: signals are taken before anything else is imported."""
+
+import sys
+
+from tuco_vllm.interruption import ended_by_signals
+
+
+def main() -> int:
+    """Run one command, see ``tuco_vllm.cli``."""
+    with ended_by_signals():
+        from tuco_vllm.cli import main
+
+        return main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
