@@ -20,12 +20,15 @@ def start_engine(place, engines):
     """An engine that takes its time, with a process of its own as vLLM's have."""
     from fake_scorer import FakeScorer
 
+    from tuco_vllm.engine.start_stages import tell
+
     class SlowScorer(FakeScorer):
         def step(self):
             time.sleep(0.1)
             return super().step()
 
     subprocess.Popen([sys.executable, "-c", f"{ENGINE!r}; import time; time.sleep(600)"])
+    tell("weights")
     time.sleep(1)
     return SlowScorer(window=64)
 

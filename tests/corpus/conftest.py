@@ -29,6 +29,7 @@ def score(models, tmp_path, monkeypatch):
 
         def open_pipeline(tokens):
             made.append(LocalPipeline(job, pair.ft.directory, **(engine or {})))
+            made[-1].tokens = tokens
             return made[-1]
 
         try:

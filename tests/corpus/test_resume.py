@@ -144,3 +144,13 @@ def test_an_interruption_keeps_finished_rows(score, corpus, tmp_path, monkeypatc
     assert len(kept) > 9
     assert json.loads((tmp_path / "out/_tuco/run.json").read_text())["state"] == "interrupted"
     assert score(corpus).rows_scored == 32 - len(kept)
+
+
+def test_the_engine_is_told_about_how_many_tokens_are_left(score, tmp_path):
+    """Four bytes are a token; rows that are done do not count, and with --limit not those after it."""
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"prompt": "word" * 10}) + "\n" for _ in range(40)))
+    assert score(tmp_path / "x.jsonl", out="whole").tokens == 400
+    assert score(tmp_path / "x.jsonl", out="limited", limit=30).tokens == 300
+    with pytest.raises(EngineError):
+        score(tmp_path / "x.jsonl", rows_per_file=4, engine={"dies_after": 12})
+    assert score(tmp_path / "x.jsonl", rows_per_file=4).tokens == 280

@@ -5,6 +5,7 @@ With fake engines, on Ray. A moment is an event that is seen from outside, not a
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,7 +117,10 @@ def test_a_signal_ends_it_in_one_line_and_leaves_nothing(models, tmp_path, momen
         job.send(number, group=group)
         time.sleep(0.05)
     assert_it_ended_well(job, number)
-    if moment == "rows come":  # the rows in hand are a part
+    if moment == "rows come":
+        stages = r"tuco: engine started in \d+ s: processes \d+ s, weights [1-9]\d* s$"
+        assert re.search(stages, job.stderr(), re.MULTILINE)
+        # The rows in hand are a part.
         assert json.loads((job.out / "_tuco/run.json").read_text())["state"] == "interrupted"
         assert 0 < pq.read_table(job.out).num_rows < 9000
 

@@ -8,6 +8,7 @@ from tuco_vllm.config import Checkpoint, ModelPair
 from tuco_vllm.engine import arguments
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
+SHAPE = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 @pytest.fixture
@@ -61,3 +62,31 @@ def test_vllm_loads_the_plugin_also_where_others_are_named(monkeypatch, tmp_path
     ft = Checkpoint("ft", tmp_path, {})
     arguments.pair_arguments(ModelPair(ft, ft), "pooling", {})
     assert os.environ["VLLM_PLUGINS"] == "another,tuco"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "given", "on_cpu", "eager", "words"),
+    [
+        (1_000, {}, True, True, "eager: about 1,000 tokens are left and compiling pays from"),
+        (10**9, {}, True, None, "compiled: about 1,000,000,000 tokens are left"),
+        (10**9, {"enforce_eager": True}, True, True, "eager, as asked"),
+        (1_000, {}, False, None, ""),
+        (None, {}, True, None, ""),
+    ],
+)
+def test_few_tokens_are_not_worth_compiling_for(monkeypatch, tmp_path, tokens, given, on_cpu, eager, words):
+    monkeypatch.setattr(arguments.current_platform, "is_cpu", lambda: on_cpu)
+    ft = Checkpoint("ft", tmp_path, {**SHAPE, "hidden_size": 64})
+    chosen, choice = arguments.eager_or_compiled(ModelPair(ft, ft), given, tokens)
+    assert chosen.get("enforce_eager") is eager
+    assert choice.startswith(words)
+    assert bool(choice) == bool(words)
+
+
+def test_wide_models_are_compiled_for_fewer_tokens(monkeypatch, tmp_path):
+    monkeypatch.setattr(arguments.current_platform, "is_cpu", lambda: True)
+    modes = []
+    for width in (64, 4096):
+        ft = Checkpoint("ft", tmp_path, {**SHAPE, "hidden_size": width})
+        modes.append(arguments.eager_or_compiled(ModelPair(ft, ft), {}, 10**6)[1].partition(":")[0])
+    assert modes == ["eager", "compiled"]

@@ -14,8 +14,10 @@ FIXED = ("model", "runner", "convert", "hf_overrides", "quantization", "tokenize
 """Engine arguments that are not the user's: a pair sets them, or they must stay as they are."""
 
 
-_COMPILING_PAYS = 7e8
-"""Tokens times hidden size from which torch.compile pays on a CPU."""
+_COMPILING_PAYS = 1e9
+"""Tokens times hidden size from which torch.compile pays on a CPU. Measured on two cores with 12 layers of
+512, in float32: compiling takes 140 s of processor time while others use them too, and gains 35 µs a token
+(eager and compiled cells of bench/results/score.jsonl), which is 2e9. An idle machine compiles faster."""
 
 
 def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **overrides: Any) -> EngineArgs:
@@ -66,10 +68,9 @@ def eager_or_compiled(
     """``engine_args`` for an engine that will score about so many tokens, and in words what was chosen.
 
     On a CPU vLLM compiles every layer by itself: seconds for each, whatever its width. What that gains is
-    passes over activations, so it grows with tokens, layers and hidden size; the layers cancel out. Eager is
-    chosen where not even half the tokens are left from which compiling pays: the other mistake costs no more
-    than one compilation. On GPUs, where nothing of this is measured, and where nobody knows how many tokens
-    there will be, vLLM's default stands.
+    passes over activations, so it grows with tokens, layers and hidden size; the layers cancel out. On GPUs,
+    where nothing of this is measured, and where nobody knows how many tokens there will be, vLLM's default
+    stands.
     """
     if engine_args.get("enforce_eager"):
         return engine_args, "eager, as asked"
@@ -77,7 +78,7 @@ def eager_or_compiled(
         return engine_args, ""
     pays = _COMPILING_PAYS / pair.ft.sizes["hidden_size"]
     why = f"about {tokens:,} tokens are left and compiling pays from {pays:,.0f} on"
-    if tokens < pays / 2:
+    if tokens < pays:
         return {**engine_args, "enforce_eager": True}, f"eager: {why}"
     return engine_args, f"compiled: {why}"
 
