@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY ?= $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-full test-gpu check bench
+.PHONY: install demo quick test test-full test-gpu check bench
 
 install: $(READY)
 
@@ -16,6 +16,10 @@ $(READY): pyproject.toml .ci/install.sh tuco_vllm/__init__.py $(wildcard kernels
 
 demo: install
 	$(VENV)/bin/tuco demo
+
+# All tests without an engine, and two engines.
+quick: install
+	$(VENV)/bin/pytest -q -m "not gpu and not slow and (quick or not engine)"
 
 test: install
 	$(VENV)/bin/pytest -q -m "not gpu and not slow"

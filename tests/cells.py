@@ -27,6 +27,14 @@ class Cell:
         chunk = f"chunk{self.chunk}" if self.chunk else "whole"
         return f"{self.pair}-{mode}-{self.dtype}-{chunk}-tp{self.tensor_parallel}"
 
+    @property
+    def shares_process(self) -> bool:
+        """Whether its engine runs in the tests' own process (``engines``).
+
+        Compiled ones run as users run them: what torch keeps of a compiled model is not shared.
+        """
+        return not self.compiled and self.tensor_parallel == 1
+
     def engine_args(self) -> dict[str, Any]:
         args: dict[str, Any] = {
             "dtype": self.dtype,

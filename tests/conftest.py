@@ -10,9 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import importlib.util
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import engines
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +24,9 @@ ROOT = Path(__file__).parents[1]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full", action="store_true", help="the whole correctness matrix instead of a pairwise cover"
+    )
+    parser.addoption(
+        "--record", action="store_true", help="durations into bench/results/test_durations.jsonl"
     )
     parser.addoption(
         "--dry-gpu", action="store_true", help="without a GPU, run tests/gpu on a CPU: for who writes them"
@@ -40,9 +46,26 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What all tests of a folder or of a fixture are for, their authors need not write."""
+    for item in items:
+        if item.path.parent.name in ("parity", "gpu") or "server" in item.fixturenames:
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """Only tests that are marked so start engines: `make quick` would not stay quick."""
+    if item.get_closest_marker("engine"):
+        return (yield)
+    with engines.refused():
+        return (yield)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """The whole matrix takes hours: what it found, and on what, goes into a record."""
-    if not session.config.getoption("--full") or session.config.option.collectonly:
+    """What the whole matrix found in hours, or how long tests took, goes into a record, and on what."""
+    options = session.config.option
+    if not (options.full or options.record) or options.collectonly:
         return
     # By path: a folder with kernels.py in it must not get onto the path, where transformers looks for a
     # package of that name.
@@ -55,7 +78,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         outcome: len(reporter.stats.get(outcome, [])) for outcome in ("passed", "failed", "error", "skipped")
     }
     record = {"exit": int(exitstatus), **counts, "provenance": provenance.provenance()}
-    print(f"\nrecorded in {provenance.append('test_full', record)}")
+    if options.record:
+        record = {"selection": options.markexpr, "seconds_by_file": seconds_by_file(reporter), **record}
+    print(f"\nrecorded in {provenance.append('test_full' if options.full else 'test_durations', record)}")
+
+
+def seconds_by_file(reporter: Any) -> dict[str, float]:
+    """Set-up, tests and tear-down of every file, and their sum under "all"; the slowest first."""
+    seconds: Counter[str] = Counter()
+    for reports in reporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.location[0]] += report.duration
+    return {name: round(value, 1) for name, value in [("all", seconds.total()), *seconds.most_common()]}
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,9 @@ import tuco_vllm.demo
 from tuco_vllm.oracle import Oracle
 from tuco_vllm.prompts import load_tokenizer
 
+pytestmark = pytest.mark.engine
+
+
 DRIVER = Path(__file__).parents[1] / "chaos_driver.py"
 SEED = 7
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")

@@ -23,6 +23,9 @@ from tuco_vllm.corpus.pipeline import Pipeline
 from tuco_vllm.corpus.run import ScoreJob, score_corpus
 from tuco_vllm.errors import EngineError, InputError
 
+pytestmark = pytest.mark.engine
+
+
 ROWS = 24_000
 
 

@@ -21,6 +21,8 @@ from tuco_vllm.corpus.pipeline import Pipeline
 from tuco_vllm.corpus.run import ScoreJob
 from tuco_vllm.errors import InputError
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture
 def address(monkeypatch):

@@ -1,13 +1,11 @@
 """FT's own stream inside the scoring engine is stock vLLM's, bit for bit, up to its pruned last layer.
 
-Two engines, hooks on every FT attention and MLP. The last layer computes its R rows alone, so there the
-comparison is of the final hidden row, within the tolerance.
+Two engines of this process, hooks on every FT attention and MLP. The last layer computes its R rows alone, so
+there the comparison is of the final hidden row, within the tolerance.
 """
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,45 @@ import pytest
 import tiny_models
 import tolerances
 import torch
+from torch import Tensor, nn
+from vllm import LLM
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
-def dump(which: str, spec: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Run ``stream_dump`` and load what it saved."""
-    spec_file, out = directory / "spec.json", directory / f"{which}.pt"
-    spec_file.write_text(json.dumps(spec))
-    script = Path(__file__).with_name("stream_dump.py")
-    command = [sys.executable, str(script), which, str(spec_file), str(out)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return torch.load(out)
+def start(which: str, pt: str, ft: str, dtype: str) -> LLM:
+    """An engine of "stock" vLLM, or of "tuco"."""
+    overrides = {"architectures": ["TucoForCausalLM"], "tuco_pt": pt} if which == "tuco" else {}
+    return LLM(
+        ft,
+        runner="pooling",
+        hf_overrides=overrides,
+        dtype=dtype,
+        enforce_eager=True,
+        max_model_len=tiny_models.MAX_LEN,
+        kv_cache_memory_bytes=64 << 20,
+        enable_prefix_caching=False,
+    )
+
+
+def stream(llm: LLM, prompts: list[list[int]], task: str) -> list[dict[str, Tensor]]:
+    """For each prompt what every attention and MLP of FT gives, by layer and name."""
+    seen: list[dict[str, Tensor]] = []
+
+    def hook(model: nn.Module) -> None:
+        for index, layer in enumerate(model.model.layers):
+            for name in ("self_attn", "mlp"):
+
+                def keep(_: nn.Module, args: Any, output: Tensor, key: str = f"{index}.{name}") -> None:
+                    seen[-1][key] = output.clone()  # later fused kernels may write into it
+
+                getattr(layer, name).register_forward_hook(keep)
+
+    llm.apply_model(hook)
+    for prompt in prompts:
+        seen.append({})
+        llm.encode([{"prompt_token_ids": prompt}], pooling_task=task, use_tqdm=False)
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -39,13 +65,16 @@ def dump(which: str, spec: dict[str, Any], directory: Path) -> dict[str, Any]:
         pytest.param("qwen3", "bfloat16", marks=pytest.mark.slow),
     ],
 )
-def test_ft_stream_is_stock_vllm(pair_name: str, dtype: str, pair_dirs, tmp_path: Path) -> None:
+def test_ft_stream_is_stock_vllm(pair_name: str, dtype: str, pair_dirs) -> None:
     pt, ft = pair_dirs(pair_name, dtype)
     prompts = tiny_models.prompts(5, seed=7)
-    spec = {"pt": pt, "ft": ft, "prompts": prompts, "engine_args": {"dtype": dtype, "enforce_eager": True}}
-    dumps = {which: dump(which, spec, tmp_path)["seen"] for which in ("stock", "tuco")}
+    streams = {}
+    for which, task in (("stock", "embed"), ("tuco", "classify")):
+        llm = start(which, pt, ft, dtype)
+        streams[which] = stream(llm, prompts, task)
+        llm.llm_engine.engine_core.shutdown()
     last = tiny_models.SHAPE["num_hidden_layers"] - 1
-    for stock, ours in zip(dumps["stock"], dumps["tuco"], strict=True):
+    for stock, ours in zip(streams["stock"], streams["tuco"], strict=True):
         for layer in range(last):
             for name in ("self_attn", "mlp"):
                 assert torch.equal(stock[f"{layer}.{name}"], ours[f"{layer}.{name}"]), f"layer {layer} {name}"
@@ -61,10 +90,10 @@ def test_pt_is_part_of_the_compile_key(pair_dirs, tmp_path: Path) -> None:
     changing = tmp_path / "pt"  # one path: a path alone may enter the key
     shutil.copytree(pt, changing)
     config = json.loads((changing / "config.json").read_text())
-    spec = {"pt": str(changing), "ft": ft, "prompts": []}
-    spec["engine_args"] = {"dtype": "float32", "enforce_eager": True}
     keys = []
-    for eps in (1e-5, 0.1):
+    for eps in (1e-5, 1e-5, 0.1):
         (changing / "config.json").write_text(json.dumps(config | {"rms_norm_eps": eps}))
-        keys.append(dump("tuco", spec, tmp_path)["compile_key"])
-    assert keys[0] != keys[1]
+        llm = start("tuco", str(changing), ft, "float32")
+        keys.append(llm.llm_engine.vllm_config.compute_hash())
+        llm.llm_engine.engine_core.shutdown()
+    assert keys[0] == keys[1] != keys[2]

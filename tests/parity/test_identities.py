@@ -15,6 +15,7 @@ from tuco_vllm.prompts import PromptError
 ENGINE = {"enforce_eager": True, "max_model_len": tiny_models.MAX_LEN, "kv_cache_memory_bytes": 64 << 20}
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("dtype", tolerances.NOISE_FLOOR)
 def test_a_model_with_itself_scores_nothing(dtype: str, pair_dirs) -> None:
     _, ft = pair_dirs("qwen3", dtype)

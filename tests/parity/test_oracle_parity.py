@@ -4,27 +4,35 @@ One engine a cell (``cells``), and all of ``scored.ScoresAreTrue`` on it.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import tiny_models
 import torch
 from cells import COVER, Cell, product
+from engines import in_this_process
 from scored import ScoresAreTrue, ScoringEngine
 from truth import assert_close
+
+QUICK = Cell("qwen3")
+"""The cell that ``make quick`` runs too."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
         cells = product() if metafunc.config.getoption("--full") else COVER
-        metafunc.parametrize("engine", cells, ids=lambda cell: cell.id, indirect=True, scope="module")
+        marked = [pytest.param(cell, marks=pytest.mark.quick) if cell == QUICK else cell for cell in cells]
+        metafunc.parametrize("engine", marked, ids=lambda cell: cell.id, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest, pair_dirs) -> Iterator[ScoringEngine]:
     cell: Cell = request.param
-    running = ScoringEngine(pair_dirs(cell.pair, cell.dtype), cell.dtype, cell.engine_args())
-    yield running
-    running.scorer.close()
+    pair = pair_dirs(cell.pair, cell.dtype)
+    with in_this_process(cell.shares_process):
+        running = ScoringEngine(pair, cell.dtype, cell.engine_args())
+        with closing(running.scorer):
+            yield running
 
 
 class TestEveryCell(ScoresAreTrue):

@@ -1,13 +1,11 @@
 """Batches padded as for piecewise CUDA graphs, on Model Runner V2 run on a CPU (``v2_on_cpu``)."""
 
-from pathlib import Path
-
 import pytest
 import steered
 import tiny_models
+import torch
 from cells import Cell
 from truth import assert_close
-from v2_process import run_on_v2
 
 PAD_TO = [4, 16, 48, 64]
 """No size that the prompts below often come to by themselves."""
@@ -21,7 +19,7 @@ PAD_TO = [4, 16, 48, 64]
     ],
     ids=lambda cell: cell.id,
 )
-def test_scores(cell: Cell, pair_dirs, tmp_path: Path) -> None:
+def test_scores(cell: Cell, pair_dirs, on_v2) -> None:
     """Few rows after many, in the same buffers; among them requests of a single token."""
     pt, ft = pair_dirs(cell.pair, cell.dtype)
     rounds = [
@@ -30,11 +28,11 @@ def test_scores(cell: Cell, pair_dirs, tmp_path: Path) -> None:
     ]
     engine_args = {**cell.engine_args(), "max_num_seqs": 8}
     spec = {"pt": pt, "ft": ft, "engine_args": engine_args, "rounds": rounds, "pad_to": PAD_TO}
-    for prompts, norms in zip(rounds, run_on_v2(tmp_path, spec), strict=True):
-        assert_close(norms, (pt, ft), prompts, cell.dtype)
+    for prompts, norms in zip(rounds, on_v2(spec), strict=True):
+        assert_close(torch.from_numpy(norms), (pt, ft), prompts, cell.dtype)
 
 
-def test_steered(pair_dirs, tmp_path: Path) -> None:
+def test_steered(pair_dirs, on_v2) -> None:
     """Mixed batches, and plain ones once the others have ended."""
     cell = Cell("mistral_windowed_ft", chunk=48)
     pair = pair_dirs(cell.pair, cell.dtype)
@@ -52,5 +50,5 @@ def test_steered(pair_dirs, tmp_path: Path) -> None:
     ]
     engine_args = {**cell.engine_args(), "max_num_seqs": 8, "disable_log_stats": False}
     spec = {"pt": pair[0], "ft": pair[1], "engine_args": engine_args, "generate": requests, "pad_to": PAD_TO}
-    for completions in run_on_v2(tmp_path, spec)["rounds"]:
+    for completions in on_v2(spec)["rounds"]:
         steered.assert_round_is_true(pair, requests, completions)

@@ -33,6 +33,7 @@ def close(llm: LLM) -> None:
 
 
 def test_pooling_runner_scores(pair_dirs) -> None:
+    """As users run it: the engine's process finds the plugin by itself."""
     pair = pair_dirs("qwen3", "float32")
     llm = LLM(pair[1], runner="pooling", hf_overrides=overrides(pair[0]), **ENGINE)
     prompts = tiny_models.prompts(6)
@@ -41,6 +42,7 @@ def test_pooling_runner_scores(pair_dirs) -> None:
     assert_close(torch.stack([output.outputs.data for output in outputs]), pair, prompts, "float32")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_generate_runner_is_ft(pair_dirs) -> None:
     """Plain requests, and scored ones at alpha = 1, get stock FT's tokens and the very logprobs."""
     pt, ft = pair_dirs("llama", "float32")

@@ -5,6 +5,7 @@ import pytest
 import steered
 import tiny_models
 import tolerances
+from engines import in_this_process
 from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
@@ -23,15 +24,18 @@ ENGINE = {
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=["eager", "compiled"])
+@pytest.fixture(scope="module", params=[pytest.param("eager", marks=pytest.mark.quick), "compiled"])
 def served(request: pytest.FixtureRequest, pair_dirs, tmp_path_factory):
-    """A pair and its engine; one start for all tests of an execution mode."""
+    """A pair and its engine, one start for all tests of an execution mode; compiled as users run it."""
     eager = request.param == "eager"
     if eager:
         pair = pair_dirs("llama", "float32")
     else:  # deeper than three layers: there are miscompilations that only start with the fourth
         pair = tiny_models.make_pair("mistral", tmp_path_factory.mktemp("deep"), num_hidden_layers=5)
-    with TucoLLM(*pair, task="generate", enforce_eager=eager, **ENGINE) as llm:
+    with (
+        in_this_process(eager),
+        TucoLLM(*pair, task="generate", enforce_eager=eager, **ENGINE) as llm,
+    ):
         yield pair, llm
 
 

@@ -27,6 +27,7 @@ def assert_all_true(pair, prompts, alphas, outputs) -> None:
         steered.assert_true(pair, prompt, alpha, completion.token_ids, completion.tuco_norms)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_preempted(pair_dirs) -> None:
     pair = pair_dirs("llama", "float32")
     prompts, alphas = steered.requests(16, longest=150)
@@ -45,6 +46,7 @@ def test_preempted(pair_dirs) -> None:
     assert_all_true(pair, prompts, alphas, outputs)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_speculated(pair_dirs) -> None:
     """n-gram drafts: several rows of a request are scored in one step, rejected ones dropped."""
     pair = pair_dirs("llama_mha", "float32")

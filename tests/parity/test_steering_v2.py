@@ -1,12 +1,10 @@
 """Steered requests on Model Runner V2, the default on GPUs, run on a CPU (``v2_on_cpu``)."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import steered
 import tiny_models
-from v2_process import run_on_v2
 
 ENGINE = {
     "dtype": "float32",
@@ -19,10 +17,10 @@ ENGINE = {
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
-def asked_twice(directory: Path, pair, requests: list[dict[str, Any]], **engine_args: Any) -> dict[str, Any]:
+def asked_twice(on_v2, pair, requests: list[dict[str, Any]], **engine_args: Any) -> dict[str, Any]:
     """What ``v2_on_cpu`` says of ``requests``: cold, then from the prefix cache."""
     spec = {"pt": pair[0], "ft": pair[1], "engine_args": {**ENGINE, **engine_args}, "generate": requests}
-    answer = run_on_v2(directory, spec)
+    answer = on_v2(spec)
     assert len(answer["rounds"]) == 2
     if "num_gpu_blocks_override" not in engine_args:  # there, nothing stays in it for long
         assert answer["counters"]["vllm:prefix_cache_hits"] > 0, "the second round tested nothing new"
@@ -42,7 +40,7 @@ SCARCE = {"num_gpu_blocks_override": 10, "max_model_len": 128}
     ],
     ids=["eager", "compiled", "preempted"],
 )
-def test_a_mixed_batch(name, compiled, cache, pair_dirs, tmp_path: Path) -> None:
+def test_a_mixed_batch(name, compiled, cache, pair_dirs, on_v2) -> None:
     pair = pair_dirs(name, "float32")
     prompts, alphas = steered.requests(14, longest=60 if cache else 40)
     alphas[3] = alphas[8] = None  # plain: neither steered nor scored
@@ -52,14 +50,14 @@ def test_a_mixed_batch(name, compiled, cache, pair_dirs, tmp_path: Path) -> None
         for place, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True))
     ]
     engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 48, "max_num_seqs": 8, **cache}
-    answer = asked_twice(tmp_path, pair, requests, **engine_args)
+    answer = asked_twice(on_v2, pair, requests, **engine_args)
     if cache:
         assert answer["counters"]["vllm:num_preemptions"] > 0, "nothing was preempted: this tested nothing"
     for completions in answer["rounds"]:
         steered.assert_round_is_true(pair, requests, completions)
 
 
-def test_speculated(pair_dirs, tmp_path: Path) -> None:
+def test_speculated(pair_dirs, on_v2) -> None:
     """n-gram drafts, on V2 by kernels of its own: rows of rejected ones are dropped."""
     pair = pair_dirs("llama_mha", "float32")
     prompts, alphas = steered.requests(10)
@@ -73,7 +71,7 @@ def test_speculated(pair_dirs, tmp_path: Path) -> None:
         request |= {"logprobs": 2, "max_tokens": 6}
     ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     answer = asked_twice(
-        tmp_path,
+        on_v2,
         pair,
         requests,
         enforce_eager=True,
@@ -89,7 +87,7 @@ def test_speculated(pair_dirs, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_64_requests_samples_and_stop_strings(compiled, pair_dirs, tmp_path: Path) -> None:
+def test_64_requests_samples_and_stop_strings(compiled, pair_dirs, on_v2) -> None:
     """64 greedy requests in small chunks; beside them, some with four seeded samples and some that stop."""
     pair = pair_dirs("llama", "float32")
     greedy = [
@@ -105,7 +103,7 @@ def test_64_requests_samples_and_stop_strings(compiled, pair_dirs, tmp_path: Pat
     stopped, cuts = zip(*stopping_requests(pair, 3), strict=True)
     requests = [*greedy, *sampled, *stopped]
     engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 96, "max_num_seqs": 96}
-    rounds = asked_twice(tmp_path, pair, requests, **engine_args)["rounds"]
+    rounds = asked_twice(on_v2, pair, requests, **engine_args)["rounds"]
     samples, again = ([[s["tokens"] for s in c] for c in completions[64:68]] for completions in rounds)
     assert samples == again, "seeded samples, repeated"
     for completions in rounds:

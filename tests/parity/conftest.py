@@ -1,0 +1,26 @@
+"""Processes that tests of this folder share."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import engines
+import pytest
+import v2_on_cpu
+
+
+@pytest.fixture
+def in_process() -> Iterator[None]:
+    """Engines of this test run in its process."""
+    with engines.in_this_process():
+        yield
+
+
+@pytest.fixture(scope="session")
+def on_v2() -> Iterator[Callable[[dict[str, Any]], Any]]:
+    """What ``v2_on_cpu.run`` returns for a spec, from the one process in which all V2 engines run."""
+    pytest.importorskip("triton", reason="Triton's interpreter runs V2's kernels")
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawned, initializer=v2_on_cpu.prepare) as process:
+        yield lambda spec: process.submit(v2_on_cpu.run, spec).result(timeout=600)
