@@ -237,15 +237,8 @@ def turns_table(cell: Record) -> Table:
     if len(cell["turns"].keys() - {"0"}) > 1:
         layout.caption = "engines of one machine share its cores: each has a part, beside everything else"
     layout.add_column("engines")
-    for heading in (
-        "seconds",
-        "wall s",
-        "foreign CPU s",
-        "engines' cores",
-        "rows by engine",
-        "rows/s",
-        "tokens/s",
-    ):
+    words = ("seconds", "wall s", "foreign CPU s", "engines' cores", "rows by engine", "rows/s", "tokens/s")
+    for heading in words:
         layout.add_column(heading, justify="right")
     for side, turns in cell["turns"].items():
         clocks = ("seconds", "wall", "foreign_cpu_seconds")

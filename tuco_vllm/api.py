@@ -62,7 +62,7 @@ class TucoLLM:
         self.max_alpha = max_alpha
 
         # Only now: vLLM takes seconds to import, and everything that can be refused has been.
-        from tuco_vllm.engine.scorer import VLLM_VERSION, Scorer
+        from tuco_vllm.engine.scorer import Scorer
 
         if task == "score":
             self._engine: Any = Scorer(self.pair, **engine_args)
@@ -73,7 +73,6 @@ class TucoLLM:
         self.task = task
         # A completion has a token at least, so a generating engine takes a prompt of one less.
         self._encoder.max_model_len = self._engine.max_model_len - (task == "generate")
-        self.vllm_version: str = VLLM_VERSION
 
     @property
     def max_model_len(self) -> int:

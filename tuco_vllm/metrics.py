@@ -20,11 +20,6 @@ def tuco(cum_ptc_norms: Sequence[float], cum_ftc_norms: Sequence[float]) -> floa
     return fraction(cum_ftc_norms[-1], cum_ptc_norms[-1])
 
 
-def preco(cum_ptc_norms: Sequence[float], cum_ftc_norms: Sequence[float]) -> float:
-    """Pre-training contribution, §4.5: 1 - TuCo."""
-    return 1.0 - tuco(cum_ptc_norms, cum_ftc_norms)
-
-
 def beta_max(cum_ptc_norms: Sequence[float], cum_ftc_norms: Sequence[float]) -> float:
     """beta of §4.4: the largest beta_l, 1 <= l <= L. It bounds |x_L^FT - x_L^PT|_1 (Prop. 4.2)."""
     betas = [fraction(ftc, ptc) for ptc, ftc in zip(cum_ptc_norms, cum_ftc_norms, strict=True)]

@@ -106,9 +106,8 @@ def read_plain(data: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 def tokenizer_texts(data: Path) -> list[str]:
     """What the byte-level BPE is fitted to: PT's training text and some chat-like text."""
     train, _ = read_plain(data)
-    gsm8k = [
-        row["question"] + "\n" + row["answer"] for row in read_jsonl(data / "prompts/gsm8k_train.jsonl.gz")
-    ]
+    rows = read_jsonl(data / "prompts/gsm8k_train.jsonl.gz")
+    gsm8k = [row["question"] + "\n" + row["answer"] for row in rows]
     seeds = [chat.messages[0]["content"] for chat in self_instruct(data)[0]]
     return [text for texts in train.values() for text in texts] + gsm8k + seeds
 
