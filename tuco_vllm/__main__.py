@@ -2,7 +2,10 @@
 
 import sys
 
+from tuco_vllm.engine.parent_watch import end_with_owner
 from tuco_vllm.interruption import ended_by_signals
+
+end_with_owner()  # the processes of a server import this module first of all
 
 
 def main() -> int:

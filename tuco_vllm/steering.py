@@ -47,9 +47,8 @@ def parse_alpha(value: Any, max_alpha: float = MAX_ALPHA) -> float:
     """A finite number in [0, ``max_alpha``] as a float (-0.0 as 0.0), or InputError."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value <= max_alpha:  # NaN compares false; 10**400 is compared as an integer
-        shown = value if number else f"{value!r:.40}"
-        shown = f"{shown:.6g}" if isinstance(shown, float) else f"{shown!s:.40}"
-        raise InputError(f"{ALPHA} must be a number from 0 to {max_alpha:g}, not {shown}")
+        shown = float(value) if isinstance(value, float) else value  # numpy's would say its type as well
+        raise InputError(f"{ALPHA} must be a number from 0 to {max_alpha:.15g}, not {shown!r:.40}")
     return float(value) + 0.0
 
 

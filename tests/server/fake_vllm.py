@@ -118,7 +118,7 @@ def post(app, body, path="/v1/completions", **options):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     async def go():
-        transport = httpx.ASGITransport(TucoMiddleware(app, max_alpha=2.0, **options))
+        transport = httpx.ASGITransport(TucoMiddleware(app, max_alpha=2.0, model_name="m", **options))
         async with httpx.AsyncClient(transport=transport, base_url="http://tuco") as client:
             return await client.post(path, content=content)
 

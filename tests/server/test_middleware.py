@@ -4,15 +4,18 @@ import asyncio
 import gc
 import json
 import math
+import threading
 import weakref
+from functools import partial
 
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 from server.fake_vllm import FakeVllm, post, rows, tuco
 
-from tuco_vllm.engine.score_feed import RECEIVER, ResponseScores
-from tuco_vllm.server import metrics
+from tuco_vllm.engine.score_feed import RECEIVER, ResponseScores, tuco_of_rows
+from tuco_vllm.server import answers, metrics
 from tuco_vllm.server.answers import ScoredAnswer
 from tuco_vllm.server.middleware import TucoMiddleware
 from tuco_vllm.server.wishes import Wish
@@ -95,6 +98,36 @@ def test_a_scored_stream_is_the_plain_one_but_for_the_scores():
         assert scored == plain
 
 
+@pytest.mark.parametrize("tokens", [5, 400])
+def test_long_answers_are_written_beside_the_event_loop(monkeypatch, tokens):
+    writers = set()
+    monkeypatch.setattr(
+        answers, "tuco_of_rows", lambda rows: writers.add(threading.current_thread()) or tuco_of_rows(rows)
+    )
+    [choice] = post(FakeVllm(tokens), {"tuco": "layers"}).json()["choices"]
+    assert choice["tuco"]["tokens"] == [tuco(0, token) for token in range(tokens)]
+    assert choice["tuco"]["layers"]["cum_ptc_norms"] == rows(0, tokens)[:, :, 2].tolist()
+    assert (threading.main_thread() in writers) == (tokens == 5)
+
+
+def test_a_chunk_of_many_tokens_is_written_beside_the_event_loop(monkeypatch):
+    """A client that reads slowly gets all that has come meanwhile in one; what follows stays behind it."""
+    threads = []
+    monkeypatch.setattr(answers, "_layers", lambda rows: threads.append(threading.current_thread()) or b"{}")
+    scores = ResponseScores()
+    scores.add(0, rows(0, 100), first_choice=True)
+    answer = ScoredAnswer(scores, Wish(Steering(scored=True), b"", layers=True))
+    chunks = [
+        {"id": "a", "choices": [{"index": 0, "finish_reason": None}], "usage": {"completion_tokens": n}}
+        for n in (90, 95, 100)
+    ]
+    out = asyncio.run(answer.stream(b"".join(b"data: %b\n\n" % json.dumps(c).encode() for c in chunks)))
+    got = [json.loads(event.removeprefix(b"data: ")) for event in out.split(b"\n\n")[:-1]]
+    assert [len(chunk["choices"][0]["tuco"]["tokens"]) for chunk in got] == [90, 5, 5]
+    assert len(threads) == 3
+    assert threading.main_thread() not in threads
+
+
 def test_usage_stays_where_the_server_forces_it():
     answer = post(FakeVllm(), {"stream": True, "tuco": True}, force_usage=True)
     assert all("usage" in event for event in events(answer) if isinstance(event, dict))
@@ -146,7 +179,9 @@ def test_a_client_that_leaves_leaves_nothing():
         async def receive():
             return queue.pop()
 
-        task = asyncio.create_task(TucoMiddleware(endless, max_alpha=2.0)(scope, receive, None))
+        task = asyncio.create_task(
+            TucoMiddleware(endless, max_alpha=2.0, model_name="m")(scope, receive, None)
+        )
         await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -160,7 +195,7 @@ def test_concurrent_requests_have_their_own_receiver():
     app = FakeVllm(tokens=3)
 
     async def go():
-        transport = httpx.ASGITransport(TucoMiddleware(app, max_alpha=2.0))
+        transport = httpx.ASGITransport(TucoMiddleware(app, max_alpha=2.0, model_name="m"))
         async with httpx.AsyncClient(transport=transport, base_url="http://tuco") as client:
             bodies = [{"tuco": True}, {"alpha": 0.5}, {}] * 8
             await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
@@ -180,17 +215,15 @@ def test_other_routes_and_protocols_are_not_looked_at():
         {"type": "http", "method": "POST", "path": "/tokenize"},
     ):
         with pytest.raises(LookupError):
-            asyncio.run(TucoMiddleware(app, max_alpha=2.0)(scope, None, None))
+            asyncio.run(TucoMiddleware(app, max_alpha=2.0, model_name="m")(scope, None, None))
 
 
 def test_metrics_count_what_was_answered():
+    names = ("scored_requests_total", "steered_requests_total", "alpha_sum", "prompt_tuco_count")
+    metrics.show("m")
+
     def values():
-        return (
-            metrics.SCORED._value.get(),
-            metrics.STEERED._value.get(),
-            metrics.ALPHA._sum.get(),
-            sum(bucket.get() for bucket in metrics.PROMPT_TUCO._buckets),
-        )
+        return [REGISTRY.get_sample_value(f"tuco:{name}", {"model_name": "m"}) for name in names]
 
     before = values()
     post(FakeVllm(), {"alpha": 0.5, "tuco": True, "n": 3})
@@ -214,13 +247,15 @@ def test_scores_that_are_not_finite_are_null_and_not_counted():
     """A model that overflows: NaN is no JSON, and would stay in the histogram's sum."""
     broken = rows(0, 2)
     broken[1, -1, 2:] = np.inf
-    scores = ResponseScores(metrics.observe_prompt)
+    metrics.show("overflowing")
+    scores = ResponseScores(partial(metrics.observe_prompt, "overflowing"))
     scores.add(0, broken[1:], first_choice=True)
     scores.add(0, broken[:1], first_choice=False)
     wish = Wish(Steering(scored=True), b"", layers=True)
-    body = json.dumps({"choices": [{"index": 0}]}).encode()
-    [choice] = json.loads(ScoredAnswer(scores, wish).whole(body), parse_constant=pytest.fail)["choices"]
+    body = json.dumps({"id": "cmpl-1", "choices": [{"index": 0}]}).encode()
+    answer = asyncio.run(ScoredAnswer(scores, wish).whole(body))
+    [choice] = json.loads(answer, parse_constant=pytest.fail)["choices"]
     assert choice["tuco"]["prompt"] is None
     assert choice["tuco"]["tokens"] == [None, tuco(0, 0)]
     assert choice["tuco"]["layers"]["cum_ftc_norms"][0][-1] is None
-    assert math.isfinite(metrics.PROMPT_TUCO._sum.get())
+    assert math.isfinite(REGISTRY.get_sample_value("tuco:prompt_tuco_sum", {"model_name": "overflowing"}))

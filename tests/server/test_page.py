@@ -22,6 +22,14 @@ def test_files_are_served_with_their_headers(path):
     assert answer.headers["etag"]
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_headers_alone_can_be_asked_for(path):
+    client = TestClient(fake_api.create())
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers == client.get(path).headers
+
+
 @pytest.mark.parametrize("name", ["page.py", "page.html", "..%2fpage.py", "%2e%2e/__init__.py", "x"])
 def test_nothing_else_is_served(name):
     assert TestClient(fake_api.create()).get(f"/tuco/{name}").status_code == 404

@@ -1,6 +1,7 @@
 """The command line of `tuco serve`: vLLM's flags, with the pair's own values in their places."""
 
 import os
+import signal
 import socket
 
 import pytest
@@ -15,7 +16,8 @@ from tuco_vllm.server import app
 def parse(pair_dirs, monkeypatch):
     from tuco_vllm.engine import serving
 
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # set by vLLM, for good otherwise
+    for name in ("VLLM_WORKER_MULTIPROC_METHOD", "TUCO_VLLM_OWNER"):
+        monkeypatch.setenv(name, "spawn")  # set for good otherwise
     pair = resolve_pair(*pair_dirs("llama", "float32"))
     return lambda *flags, max_alpha=2.0: serving.parse_arguments(pair, flags, max_alpha)
 
@@ -64,6 +66,17 @@ def test_a_server_has_the_engine_that_python_has(parse, pair_dirs, monkeypatch):
         (["--port=x"], "argument --port"),
         (["--enable-auto-tool-choice"], "requires --tool-call-parser"),
         (["--chat-template=missing.jinja"], "chat template"),
+        (["--config", "missing.yaml"], "--config: .*missing.yaml"),
+        (["--default-chat-template-kwargs=[1]"], "--default-chat-template-kwargs must be a JSON object"),
+        (["--log-config-file=missing.json"], "missing.json"),
+        (["--middleware=json.nope"], "--middleware json.nope cannot be imported"),
+        (["--middleware=nope"], "--middleware nope cannot be imported"),
+        (["--ssl-keyfile=missing.pem"], "--ssl-keyfile: there is no file missing.pem"),
+        (["--ssl-certfile=missing.pem"], "--ssl-certfile: there is no file missing.pem"),
+        (["--ssl-ca-certs=missing.pem"], "--ssl-ca-certs: there is no file missing.pem"),
+        ([f"--ssl-keyfile={__file__}"], "--ssl-keyfile needs --ssl-certfile"),
+        ([f"--ssl-keyfile={__file__}", f"--ssl-certfile={__file__}"], "--ssl-certfile, .* do not fit"),
+        (["--tool-parser-plugin=missing.py"], "--tool-parser-plugin: there is no file missing.py"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(parse, flags, message):
@@ -86,20 +99,68 @@ def test_without_a_choice_all_plugins_load(parse, monkeypatch):
     assert "VLLM_PLUGINS" not in os.environ
 
 
-def test_a_taken_port_is_said_before_the_engine_starts(parse):
-    import signal
-
+@pytest.fixture
+def serve(parse):
+    """``serving.serve`` of flags, which are wrong: it does not come to its engine."""
     from tuco_vllm.engine import serving
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield lambda *flags: serving.serve(parse(*flags), None)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_taken_port_is_said_before_the_engine_starts(serve):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        try:
-            with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1:{port} .*--port"):
-                serving.serve(parse(f"--port={port}"), None)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1:{port} .*--port"):
+            serve(f"--port={port}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--port=99999"], "cannot listen at 127.0.0.1:99999 .*0-65535.*--port"),
+        (["--host=nonsense.invalid"], "cannot listen at nonsense.invalid:8000 .*--host"),
+        (["--uds=/nowhere/socket"], "cannot listen at /nowhere/socket .No such file.*--uds"),
+        ([f"--uds=/tmp/{'x' * 200}"], "path too long.*--uds"),
+        (["--enable-auto-tool-choice", "--tool-call-parser=nope"], "--tool-call-parser .*: invalid tool call parser: nope"),
+        (["--port=0", "--reasoning-parser=nope"], "Reasoning parser 'nope' not found"),
+        (["--port=0", "--max-model-len=99999"], "^User-specified max_model_len .99999. is greater"),
+        (["--port=0", "--max-logprobs=-5"], "^--max-logprobs: Input should be greater"),
+        (["--port=0", "--pipeline-parallel-size=2"], "^TucoForCausalLM does not support pipeline"),
+    ],
+)
+def test_what_vllm_refuses_later_is_bad_input_too(serve, flags, message):
+    with pytest.raises(InputError, match=message) as refused:
+        serve(*flags)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "open_"),
+    [
+        ([], "", False),
+        (["--host=127.3.2.1"], "", False),
+        (["--host=::1"], "", False),
+        (["--host=localhost"], "", False),
+        (["--uds=/tmp/socket", "--host=0.0.0.0"], "", False),
+        (["--host=0.0.0.0", "--api-key=k"], "", False),
+        (["--host=0.0.0.0"], "k", False),
+        (["--host=0.0.0.0"], "", True),
+        (["--host=::"], "", True),
+        (["--host="], "", True),
+        (["--host=some.name"], "", True),
+        (["--host=0.0.0.0", "--api-key="], "k", True),  # vLLM takes the empty key, which is none
+    ],
+)
+def test_a_server_that_is_open_to_others_says_so(pair_dirs, parse, monkeypatch, capsys, flags, key, open_):
+    from tuco_vllm.engine import serving
+
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    monkeypatch.setattr(serving, "serve", lambda *_: None)
+    app.serve(*pair_dirs("llama", "float32"), flags, max_alpha=2.0)
+    assert ("without --api-key" in capsys.readouterr().err) == open_
 
 
 @pytest.mark.parametrize(

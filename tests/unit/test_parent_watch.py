@@ -46,6 +46,32 @@ if __name__ == "__main__":
 """
 
 
+SERVER = """
+import multiprocessing, os, time
+import tuco_vllm.cli  # the main module of a server, or what that imports first
+from tuco_vllm.engine.parent_watch import own_engines
+
+def say(name):
+    os.write(1, f"{name} {os.getpid()}\\n".encode())
+
+if __name__ == "__mp_main__" and "HANG" in os.environ:
+    say("starting")
+    time.sleep(600)  # imports, of a process that does not know yet what it is for
+
+def core():
+    say("core")
+    os.environ["HANG"] = "here"
+    context.Process(target=say).start()
+    time.sleep(600)
+
+context = multiprocessing.get_context("spawn")
+if __name__ == "__main__":
+    own_engines()
+    context.Process(target=core).start()
+    time.sleep(600)
+"""
+
+
 def runs(process):
     """A zombie does not: orphans stay that where the first process of a container does not wait for them."""
     try:
@@ -82,6 +108,28 @@ def test_a_killed_owner_takes_its_engine_with_it(tmp_path, method, deep):
         assert runs(sibling)
     finally:
         for process in [owner, *children.values()]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        owner.communicate()
+
+
+def test_a_killed_server_takes_processes_with_it_that_only_start(tmp_path):
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    owner = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    children = []
+    try:
+        for name in ("core", "starting"):
+            said, pid = owner.stdout.readline().split()
+            assert said == name
+            children.append(psutil.Process(int(pid)))
+        time.sleep(1.5)
+        assert all(map(runs, children))
+        owner.kill()
+        owner.wait()
+        wait_until(lambda: not any(map(runs, children)))
+    finally:
+        for process in [owner, *children]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         owner.communicate()

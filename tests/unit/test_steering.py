@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from tuco_vllm.errors import InputError
@@ -23,6 +24,21 @@ def test_numbers_in_range_are_taken(value):
 def test_everything_else_is_refused_by_name(value):
     with pytest.raises(InputError, match=r"^alpha must be a number from 0 to 2, not "):
         parse_alpha(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "message"),
+    [
+        (2.0000000001, 2.0, "from 0 to 2, not 2.0000000001"),
+        (2.00000001, 2.000000001, "from 0 to 2.000000001, not 2.00000001"),
+        (np.float64(2.5), 2.0, "from 0 to 2, not 2.5"),
+        ("1", 2.0, "from 0 to 2, not '1'"),
+        (10**400, 2.0, f"from 0 to 2, not {10**400!s:.40}"),
+    ],
+)
+def test_a_refusal_shows_what_is_too_much(value, bound, message):
+    with pytest.raises(InputError, match=f"{message}$"):
+        parse_alpha(value, bound)
 
 
 def test_minus_zero_is_zero():

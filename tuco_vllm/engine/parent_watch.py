@@ -4,17 +4,47 @@ vLLM's EngineCore waits for requests for ever: after a SIGKILL of its owner, whi
 keep its memory and its GPU. Only its tensor-parallel workers notice when their EngineCore dies, and they are
 then the only processes that hold a pair; so a worker looks at its EngineCore's parent as well.
 
+A server's processes look from their first moment on (``end_with_owner``): they may be minutes away from a
+pair, and an EngineCore that is starting waits five of them for orders of its owner. Other owners' processes
+look once they hold a pair (``end_with_parent``).
+
 A thread looks, since Linux's PR_SET_PDEATHSIG fires already when the parent's *thread* ends.
 """
 
 import multiprocessing
 import os
 import threading
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _SECONDS = 1.0
 _THREAD = "tuco-parent-watch"
+_OWNER = "TUCO_VLLM_OWNER"
+"""The environment variable with the process that a new one has to end with."""
+
+
+def own_engines() -> None:
+    """Have the processes that this one starts, and theirs, ``end_with_owner``."""
+    os.environ[_OWNER] = str(os.getpid())
+
+
+def end_with_owner() -> None:
+    """Let a process that its owner has just started end soon after it; nothing in any other process.
+
+    For the import of the owner's main module, with which a spawned process begins.
+    """
+    own = os.getppid()
+    if os.environ.get(_OWNER) != str(own):
+        return
+
+    def watch() -> None:
+        while os.getppid() == own:
+            time.sleep(_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name=_THREAD, daemon=True).start()
+    own_engines()
 
 
 def end_with_parent() -> None:

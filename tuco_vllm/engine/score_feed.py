@@ -32,6 +32,11 @@ class ResponseScores:
         self._taken: dict[int, int] = {}
         self._open = True
 
+    @property
+    def waiting(self) -> int:
+        """How many rows have come and were not taken."""
+        return sum(map(len, self._rows.values())) - sum(self._taken.values())
+
     def add(self, choice: int, rows: Rows, *, first_choice: bool) -> None:
         """Rows of a choice's next tokens; ``first_choice`` says that it is its prompt's first."""
         if not self._open or not len(rows):
@@ -51,6 +56,7 @@ class ResponseScores:
         """Let go of all rows, and of those that may still come."""
         self._open = False
         self._rows.clear()
+        self._taken.clear()
 
 
 RECEIVER: ContextVar[ResponseScores | None] = ContextVar("tuco_receiver", default=None)

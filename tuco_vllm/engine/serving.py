@@ -7,6 +7,7 @@ command is no way in either: with the CPU wheel it does not start.
 import multiprocessing
 import os
 import signal
+import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -18,6 +19,8 @@ from vllm import SamplingParams
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine import compat
 from tuco_vllm.engine.arguments import FIXED, complete, pair_settings
+from tuco_vllm.engine.flag_errors import TLS, flag, reason, refuse_unusable
+from tuco_vllm.engine.parent_watch import own_engines
 from tuco_vllm.engine.plugin import let_vllm_load_us
 from tuco_vllm.engine.score_feed import Rows, feed_scores
 from tuco_vllm.errors import EngineError, InputError
@@ -36,6 +39,20 @@ class ServedEngine:
         self._engine = engine
         self.max_model_len: int = engine.model_config.max_model_len
         feed_scores(engine.output_processor)
+
+    def let_finish(self, finish: Callable[[float], object]) -> None:
+        """Have ``finish(seconds)`` called once vLLM is told to end, before it stops the engine.
+
+        It runs in a thread; ``seconds`` is ``--shutdown-timeout``, of which the engine gets what is left.
+        """
+
+        def finish_first(timeout: float) -> None:
+            del self._engine.shutdown  # vLLM calls it again when it leaves, on its event loop
+            end = time.monotonic() + timeout
+            finish(timeout)
+            self._engine.shutdown(timeout=max(end - time.monotonic(), 0))
+
+        self._engine.shutdown = finish_first
 
     async def score(
         self, token_ids: list[int], request_id: str, priority: int, headers: Mapping[str, str]
@@ -73,19 +90,23 @@ def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> 
 
     parser = compat.make_arg_parser(Parser(prog="tuco serve"))
     parser.set_defaults(host="127.0.0.1")
-    arguments: Namespace = parser.parse_args(list(flags))
+    try:
+        arguments: Namespace = parser.parse_args(list(flags))  # which reads a --config, too
+    except (OSError, ValueError) as error:
+        raise InputError(f"--config: {error}") from error
     for name in _OURS:
         if getattr(arguments, name) != parser.get_default(name):
-            raise InputError(f"--{name.replace('_', '-')} is set by tuco itself: leave it out")
+            raise InputError(f"{flag(name)} is set by tuco itself: leave it out")
     for name, value in pair_settings(pair, "generate", tuco_max_alpha=max_alpha).items():
         setattr(arguments, name, value)
     complete(arguments, pair)
     arguments.served_model_name = arguments.served_model_name or [pair.ft.name]
     try:
         compat.validate_parsed_serve_args(arguments)
+        compat.configure_logging_from_args(arguments)
     except Exception as error:  # vLLM's own checks of flags raise every kind
-        raise InputError(str(error)) from error
-    compat.configure_logging_from_args(arguments)
+        raise InputError(reason(error, arguments)) from error
+    refuse_unusable(arguments)
     return arguments
 
 
@@ -101,13 +122,24 @@ def serve(arguments: Namespace, extend: Callable[[Any, ServedEngine], None]) -> 
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop_starting)  # once it serves, vLLM's server has handlers of its own
-    try:
-        _, sock = compat.setup_server(arguments, reuse_port=False)
-    except OSError as error:
-        where = arguments.uds or f"{arguments.host}:{arguments.port}"
-        raise InputError(f"cannot listen at {where} ({error.strerror}): choose another --port") from error
+    own_engines()
+    sock = _listen(arguments)
     with sock:
         uvloop.run(_serve(arguments, sock, extend))
+
+
+def _listen(arguments: Namespace) -> Any:
+    """The socket, which nobody listens to yet: what fails here does so before the engine starts."""
+    try:
+        return compat.setup_server(arguments, reuse_port=False)[1]
+    except (OSError, OverflowError) as error:
+        where, flag = f"{arguments.host}:{arguments.port}", "--host or --port"
+        if arguments.uds:
+            where, flag = arguments.uds, "--uds"
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen at {where} ({why}): choose another {flag}") from error
+    except KeyError as error:
+        raise InputError(f"--tool-call-parser or --reasoning-parser: {reason(error, arguments)}") from error
 
 
 def _stop_starting(*_: object) -> NoReturn:
@@ -120,8 +152,11 @@ def _stop_starting(*_: object) -> NoReturn:
 async def _serve(arguments: Namespace, sock: Any, extend: Callable[[Any, ServedEngine], None]) -> None:
     async with _engine(arguments) as engine:
         tasks = await engine.get_supported_tasks()
-        app = compat.build_app(arguments, tasks, engine.model_config)
-        await compat.init_app_state(engine, app.state, arguments, tasks)
+        try:
+            app = compat.build_app(arguments, tasks, engine.model_config)
+            await compat.init_app_state(engine, app.state, arguments, tasks)
+        except (ValueError, TypeError) as error:  # what vLLM has to say of flags, but says this late
+            raise InputError(reason(error, arguments)) from error
         extend(app, ServedEngine(engine))
         shutdown = await compat.serve_http(
             app, sock=sock, enable_ssl_refresh=arguments.enable_ssl_refresh, **_uvicorn_options(arguments)
@@ -139,9 +174,10 @@ async def _engine(arguments: Namespace) -> AsyncIterator[Any]:
     async with AsyncExitStack() as stack:
         try:
             engine = await stack.enter_async_context(compat.build_async_engine_client(arguments))
+        except (ValueError, KeyError) as error:  # a flag's value; no process has started yet
+            raise InputError(reason(error, arguments)) from error
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise EngineError(f"the vLLM engine did not start: {reason[:500]}") from error
+            raise EngineError(f"the vLLM engine did not start: {reason(error, arguments)}") from error
         yield engine
 
 
@@ -154,10 +190,7 @@ def _uvicorn_options(arguments: Namespace) -> dict[str, Any]:
         "access_log": not arguments.disable_uvicorn_access_log,
         "timeout_keep_alive": compat.keep_alive_timeout,
     }
-    same = (
-        *("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"),
-        *("h11_max_incomplete_event_size", "h11_max_header_count"),
-    )
+    same = (*TLS, "h11_max_incomplete_event_size", "h11_max_header_count")
     options |= {name: getattr(arguments, name) for name in same}
     if (log_config := compat.get_uvicorn_log_config(arguments)) is not None:
         options["log_config"] = log_config

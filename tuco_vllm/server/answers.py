@@ -6,8 +6,11 @@ and ``prompt`` is in a choice's first scored chunk only. A number that is not fi
 null: JSON has no other word for it.
 """
 
+import asyncio
 import json
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,12 @@ from tuco_vllm.records import LAYERS
 from tuco_vllm.server.wishes import Wish
 
 _DATA, _END = b"data: ", b"\n\n"
+
+_SHORT = 32
+"""So many tokens' scores are written on the event loop, in a few milliseconds; more in ``_WRITER``."""
+
+_WRITER = ThreadPoolExecutor(1, "tuco-answers")
+"""One thread: two would take turns, while the event loop waits for both."""
 
 
 class ScoredAnswer:
@@ -40,20 +49,30 @@ class ScoredAnswer:
         self._keep_running_usage = wish.running_usage or force_usage
         self._pending = b""
 
-    def whole(self, body: bytes) -> bytes:
+    async def whole(self, body: bytes) -> bytes:
         """A complete JSON answer."""
-        answer = json.loads(body)
-        for choice in answer.get("choices", ()):
-            choice["tuco"] = self._take(choice["index"], None) or {"tokens": []}
-        return _compact(answer)
+        return await self._written(self._whole, body)
 
-    def stream(self, data: bytes, *, last: bool = False) -> bytes:
+    async def stream(self, data: bytes, *, last: bool = False) -> bytes:
         """The next bytes of an event stream: complete events, or all there is."""
         *events, self._pending = (self._pending + data).split(_END)
-        out = b"".join(self._event(event) for event in events)
+        out = await self._written(lambda: b"".join(map(self._event, events)))
         if last:
             out, self._pending = out + self._pending, b""
         return out
+
+    async def _written(self, write: Callable[..., bytes], *arguments: bytes) -> bytes:
+        if self._scores.waiting <= _SHORT:
+            return write(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(_WRITER, write, *arguments)
+
+    def _whole(self, body: bytes) -> bytes:
+        answer = json.loads(body)
+        choices = []
+        for choice in answer.pop("choices"):
+            tuco = self._take(choice["index"], None)
+            choices.append(_with(_compact(choice), "tuco", tuco or b'{"tokens":[]}'))
+        return _with(_compact(answer), "choices", _list(choices))
 
     def _event(self, event: bytes) -> bytes:
         payload = event.removeprefix(_DATA)
@@ -64,31 +83,40 @@ class ScoredAnswer:
             return event + _END
         if not chunk["choices"] and not self._keep_usage:
             return b""
-        usage = chunk.get("usage")
-        for choice in chunk["choices"]:
+        usage, choices = chunk.get("usage"), []
+        for choice in chunk.pop("choices"):
             # What vLLM says of a chunk's tokens; rows of later ones may be here already.
             end = usage["completion_tokens"] if usage and not choice.get("finish_reason") else None
-            if tuco := self._take(choice["index"], end):
-                choice["tuco"] = tuco
+            tuco, written = self._take(choice["index"], end), _compact(choice)
+            choices.append(_with(written, "tuco", tuco) if tuco else written)
             if self._fingerprint is not None and choice.get("finish_reason") and not self._keep_usage:
                 chunk["system_fingerprint"] = self._fingerprint
-        if chunk["choices"] and not self._keep_running_usage:
+        if choices and not self._keep_running_usage:
             chunk.pop("usage", None)
-        return _DATA + _compact(chunk) + _END
+        return _DATA + _with(_compact(chunk), "choices", _list(choices)) + _END
 
-    def _take(self, choice: int, end: int | None) -> dict[str, Any]:
+    def _take(self, choice: int, end: int | None) -> bytes:
+        """The value of a choice's ``tuco``; empty if there are no scores for it yet."""
         start, rows = self._scores.take(choice, end)
         if not rows:
-            return {}
+            return b""
         values = finite_or_null(tuco_of_rows(rows))
         tuco: dict[str, Any] = {"prompt": values[0]} if start == 0 else {}
         if self._only_prompt:
-            values, rows = [], rows[:0]
-        tuco["tokens"] = values
-        if self._layers:
-            by_name = np.stack(rows).transpose(2, 0, 1).tolist() if rows else [[]] * len(LAYERS)
-            tuco["layers"] = dict(zip(LAYERS, finite_or_null(by_name), strict=True))
-        return tuco
+            values, rows = [], []
+        written = _compact({**tuco, "tokens": values})
+        return _with(written, "layers", _layers(rows)) if self._layers else written
+
+
+def _layers(rows: list[Any]) -> bytes:
+    """``{name: [[L] per token]}``, list by list: one call for all of it would hold the GIL for its length."""
+    norms = np.stack(rows).transpose(2, 0, 1) if rows else np.empty((len(LAYERS), 0, 0))
+    finite = bool(np.isfinite(norms).all())
+    fields = []
+    for name, tokens in zip(LAYERS, norms, strict=True):
+        lists = [_compact(row.tolist() if finite else finite_or_null(row.tolist())) for row in tokens]
+        fields.append(b'"%b":%b' % (name.encode(), _list(lists)))
+    return b"{%b}" % b",".join(fields)
 
 
 def finite_or_null(value: Any) -> Any:
@@ -98,5 +126,17 @@ def finite_or_null(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def _compact(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode(value).encode()
+
+
+def _list(written: list[bytes]) -> bytes:
+    return b"[%b]" % b",".join(written)
+
+
+def _with(written: bytes, name: str, value: bytes) -> bytes:
+    """A JSON object, not an empty one, with one more field."""
+    return b'%b,"%b":%b}' % (written[:-1], name.encode(), value)

@@ -6,8 +6,11 @@ the key and holds no secret; and what vLLM leaves open (/health, /metrics, /vers
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,10 @@ from starlette.responses import JSONResponse
 
 from tuco_vllm.config import Checkpoint, ModelPair, resolve_pair
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
-from tuco_vllm.server import page, score
+from tuco_vllm.server import metrics, page, score
+from tuco_vllm.server.drain import Drain, DrainMiddleware
 from tuco_vllm.server.middleware import TucoMiddleware
+from tuco_vllm.server.openapi import describe_fields
 from tuco_vllm.server.score import ScoreService
 
 
@@ -49,21 +54,42 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
         mend="shorten it, or serve it with a larger --max-model-len",
     )
 
+    _warn_if_open(arguments)
+
     def extend(app: FastAPI, engine: serving.ServedEngine) -> None:
+        drain = Drain()
+        engine.let_finish(drain.finish)
         encoder.max_model_len = engine.max_model_len - 1  # vLLM wants room for one token
         install(
             app,
             pair,
             ScoreService(engine, encoder, list(arguments.served_model_name)),
+            drain,
             max_alpha=max_alpha,
             force_usage=arguments.enable_force_include_usage,
             fingerprint=app.state.openai_serving_completion.system_fingerprint,
         )
-        scheme = "https" if arguments.ssl_keyfile else "http"
+        scheme = "https" if arguments.ssl_certfile else "http"
         where = arguments.uds or f"{scheme}://{arguments.host}:{arguments.port}, a page at /tuco"
         print(f"tuco: serving {arguments.served_model_name[0]} at {where}", file=sys.stderr, flush=True)
 
     serving.serve(arguments, extend)
+
+
+def _warn_if_open(arguments: Namespace) -> None:
+    """Say so where other machines reach the server and it asks for no key."""
+    keys = arguments.api_key or [os.environ.get("VLLM_API_KEY")]
+    if any(keys) or arguments.uds or arguments.host == "localhost":
+        return
+    with suppress(ValueError):  # a name, of whatever address
+        if ip_address(arguments.host).is_loopback:
+            return
+    print(
+        f"tuco: warning: listening at {arguments.host or 'all addresses'} without --api-key: "
+        "whoever reaches the port can use the model",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def served_names(ft: Checkpoint) -> list[str]:
@@ -81,20 +107,34 @@ def install(
     app: FastAPI,
     pair: ModelPair,
     service: ScoreService,
+    drain: Drain,
     *,
     max_alpha: float,
     force_usage: bool = False,
     fingerprint: str | None = None,
 ) -> None:
-    """Add alpha, tuco, our routes and the pair's names to vLLM's app; arguments are ``TucoMiddleware``'s."""
+    """Add alpha, tuco, our routes, the pair's names and the drain to vLLM's app.
+
+    The other arguments are ``TucoMiddleware``'s.
+    """
+    model_name = service.models[0]
+    metrics.show(model_name)
     # Innermost: behind vLLM's check of the API key. vLLM has built its layers already: they are built again.
-    app.user_middleware.append(
-        Middleware(TucoMiddleware, max_alpha=max_alpha, force_usage=force_usage, fingerprint=fingerprint)
-    )
+    app.user_middleware += [
+        Middleware(DrainMiddleware, drain=drain),
+        Middleware(
+            TucoMiddleware,
+            max_alpha=max_alpha,
+            model_name=model_name,
+            force_usage=force_usage,
+            fingerprint=fingerprint,
+        ),
+    ]
     app.middleware_stack = None
     app.state.tuco = service
     app.include_router(score.router)
     app.include_router(page.router)
+    describe_fields(app, max_alpha)
     names = {"pt": pair.pt.name, "ft": pair.ft.name, "max_alpha": max_alpha}
 
     async def models(request: Request) -> JSONResponse:

@@ -31,14 +31,21 @@ class TucoMiddleware:
 
     Args:
         max_alpha: the largest alpha that the engine takes.
+        model_name: what metrics call the model.
         force_usage, fingerprint: ``ScoredAnswer``'s.
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_alpha: float, force_usage: bool = False, fingerprint: str | None = None
+        self,
+        app: ASGIApp,
+        *,
+        max_alpha: float,
+        model_name: str,
+        force_usage: bool = False,
+        fingerprint: str | None = None,
     ) -> None:
         self.app = app
-        self.max_alpha = max_alpha
+        self.max_alpha, self.model_name = max_alpha, model_name
         self._scored = partial(ScoredAnswer, force_usage=force_usage, fingerprint=fingerprint)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,12 +73,12 @@ class TucoMiddleware:
     async def _serve(self, wish: Wish, scope: Scope, receive: Receive, send: Send) -> None:
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 200:
-                _count(wish)
+                _count(wish, self.model_name)
             await send(message)
 
         if not wish.steering.scored:
             return await self.app(scope, receive, counting)
-        scores = ResponseScores(metrics.observe_prompt)
+        scores = ResponseScores(partial(metrics.observe_prompt, self.model_name))
         answer = self._scored(scores, wish)
         token = RECEIVER.set(scores)
         try:
@@ -104,7 +111,7 @@ class _Rewriter:
             await self.send(message)
         elif self.streams:
             more = message.get("more_body", False)
-            body = self.answer.stream(message.get("body", b""), last=not more)
+            body = await self.answer.stream(message.get("body", b""), last=not more)
             if body or not more:
                 await self.send({**message, "body": body})
         else:
@@ -114,18 +121,18 @@ class _Rewriter:
 
     async def _send_whole(self) -> None:
         assert self.start is not None
-        body = self.answer.whole(self.body)
+        body = await self.answer.whole(self.body)
         headers = _with_length(self.start["headers"], len(body))
         await self.send({**self.start, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
 
-def _count(wish: Wish) -> None:
-    metrics.ALPHA.observe(wish.steering.alpha)
+def _count(wish: Wish, model_name: str) -> None:
+    metrics.ALPHA.labels(model_name).observe(wish.steering.alpha)
     if wish.steering.scored:
-        metrics.SCORED.inc()
+        metrics.SCORED.labels(model_name).inc()
     if wish.steering.alpha != 1.0:
-        metrics.STEERED.inc()
+        metrics.STEERED.labels(model_name).inc()
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -37,13 +37,13 @@ HEADERS = {
 }
 
 
-@router.get("/tuco", include_in_schema=False)
+@router.api_route("/tuco", methods=["GET", "HEAD"], include_in_schema=False)
 async def page() -> FileResponse:
     """The page itself. Its links are relative, so it works below a ``--root-path`` too."""
     return FileResponse(HERE / "page.html", media_type="text/html", headers=HEADERS)
 
 
-@router.get("/tuco/{name}", include_in_schema=False)
+@router.api_route("/tuco/{name}", methods=["GET", "HEAD"], include_in_schema=False)
 async def asset(name: str) -> FileResponse:
     """One of ``ASSETS``; 404 for any other name."""
     if name not in ASSETS:

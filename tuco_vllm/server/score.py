@@ -60,8 +60,8 @@ class ScoreService:
             prompts += await in_thread(self._encode_some, asked, len(prompts))
         name = f"tuco-{headers.get('x-request-id') or uuid.uuid4().hex}"
         norms = await self._score(prompts, name, asked.priority, headers)
-        metrics.SCORED.inc()
-        return await asyncio.to_thread(_answer, name, asked, prompts, norms)
+        metrics.SCORED.labels(self.models[0]).inc()
+        return await asyncio.to_thread(_answer, name, self.models[0], asked, prompts, norms)
 
     async def _score(
         self, prompts: list[list[int]], name: str, priority: int, headers: Mapping[str, str]
@@ -133,12 +133,17 @@ async def _respond(asked: Asked, raw_request: Request) -> Response:
     return Response(answer, media_type="application/json")
 
 
-def _answer(name: str, asked: Asked, prompts: list[list[int]], norms: list[Rows]) -> bytes:
-    """The whole answer's JSON, written score by score: each call of ``json`` keeps all threads waiting."""
+def _answer(
+    name: str, model_name: str, asked: Asked, prompts: list[list[int]], norms: list[Rows]
+) -> bytes:
+    """The whole answer's JSON, written score by score: each call of ``json`` keeps all threads waiting.
+
+    ``model_name`` is what metrics call the model.
+    """
     entries = []
     for place, (rows, ids) in enumerate(zip(norms, prompts, strict=True)):
         score = TucoScore.from_norms(rows[0].tolist(), len(ids))
-        metrics.observe_prompt(score.tuco)
+        metrics.observe_prompt(model_name, score.tuco)
         entries.append(json.dumps(_entry(place, score, asked.layers), separators=(",", ":")))
     total = sum(map(len, prompts))
     head = {"id": name, "object": "list", "model": asked.model}

@@ -1,0 +1,42 @@
+"""alpha and tuco in /openapi.json, where vLLM describes the bodies of its completion routes."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from tuco_vllm.server.middleware import STEERABLE
+
+
+def describe_fields(app: FastAPI, max_alpha: float) -> None:
+    """Have ``app.openapi()``, and so /openapi.json and /docs, list the two fields and say what they do."""
+    fields = _fields(max_alpha)
+    without = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = without()  # FastAPI keeps it: all but the first time the fields are there already
+        for path in STEERABLE:
+            body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+            schema = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
+            schema["properties"].update(fields)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _fields(max_alpha: float) -> dict[str, Any]:
+    return {
+        "alpha": {
+            "title": "Alpha",
+            "description": "The fine-tuned part of every layer is scaled by it: 1 is the fine-tuned model, "
+            "0 the pre-trained layers.",
+            "anyOf": [{"type": "number", "minimum": 0, "maximum": max_alpha}, {"type": "null"}],
+            "default": 1,
+        },
+        "tuco": {
+            "title": "Tuco",
+            "description": "Whether each choice of the answer gets a `tuco`: the prompt's TuCo, one for "
+            'each token, and with "layers" the norms of every layer.',
+            "anyOf": [{"type": "boolean"}, {"const": "layers"}, {"type": "null"}],
+            "default": False,
+        },
+    }
