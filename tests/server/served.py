@@ -38,7 +38,7 @@ class Server:
         options += ["--kv-cache-memory-bytes=268435456", "--max-num-batched-tokens=96", "--max-num-seqs=64"]
         options += [f"--port={self.port}", f"--api-key={KEY}", "--seed=0"]
         options += ["--block-size=32"]  # the default of 128 would cache none of the tests' prompts
-        command = [sys.executable, "-m", "tuco_vllm.cli", "serve", f"--pt={pair[0]}", f"--ft={pair[1]}"]
+        command = [sys.executable, "-m", "tuco_vllm", "serve", f"--pt={pair[0]}", f"--ft={pair[1]}"]
         # To vLLM this means: load no other plugin. Ours has to get onto the list.
         environment = os.environ | {"VLLM_PLUGINS": "another", "VLLM_LOGGING_LEVEL": "WARNING"}
         with log.open("w") as stream:

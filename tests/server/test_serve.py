@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -251,6 +252,25 @@ def test_what_the_key_guards(server):
         assert httpx.request(method, server.url + path, content=content).status_code == status, path
 
 
+def test_readme_says_which_routes_ask_for_no_key(server):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    posts = [path for path, kinds in document["paths"].items() if "post" in kinds]
+    bare = [path for path in posts if httpx.post(server.url + path, json={}).status_code != 401]
+    assert not [path for path in bare if f"`{path}`" not in readme]
+    computing = {
+        "/invocations": {"model": MODEL, "prompt": "a", "max_tokens": 1},
+        "/generative_scoring": {"model": MODEL, "query": "a", "items": ["b"], "label_token_ids": [5]},
+        "/tokenize": {"model": MODEL, "prompt": "a"},
+        "/detokenize": {"model": MODEL, "tokens": [5]},
+    }
+    for path, body in computing.items():
+        assert httpx.post(server.url + path, json=body, timeout=60).status_code == 200, path
+        assert path in bare
+    for name in ("CompletionRequest", "ChatCompletionRequest"):
+        assert {"alpha", "tuco"} <= set(document["components"]["schemas"][name]["properties"])
+
+
 def test_metrics_are_on_the_page(server):
     names = (
         "tuco:scored_requests_total",
@@ -263,6 +283,9 @@ def test_metrics_are_on_the_page(server):
     server.post("/v1/tuco/score", {"input": ["a b", "c d", "e"]})
     server.complete(prompt="a b", max_tokens=2)
     assert [server.metric(name) - old for name, old in zip(names, before, strict=True)] == [2, 1, 1, 5]
+    page = httpx.get(f"{server.url}/metrics").text
+    lines = [line for line in page.splitlines() if line.startswith(("tuco:", "vllm:num_requests_running"))]
+    assert all(f'model_name="{MODEL}"' in line for line in lines)
 
 
 def test_clients_that_leave_leave_nothing(server):

@@ -124,7 +124,7 @@ def test_a_taken_port_is_said_before_the_engine_starts(serve):
         (["--host=nonsense.invalid"], "cannot listen at nonsense.invalid:8000 .*--host"),
         (["--uds=/nowhere/socket"], "cannot listen at /nowhere/socket .No such file.*--uds"),
         ([f"--uds=/tmp/{'x' * 200}"], "path too long.*--uds"),
-        (["--enable-auto-tool-choice", "--tool-call-parser=nope"], "--tool-call-parser .*: invalid tool call parser: nope"),
+        (["--enable-auto-tool-choice", "--tool-call-parser=nope"], "--tool-call-parser .*: invalid .* nope"),
         (["--port=0", "--reasoning-parser=nope"], "Reasoning parser 'nope' not found"),
         (["--port=0", "--max-model-len=99999"], "^User-specified max_model_len .99999. is greater"),
         (["--port=0", "--max-logprobs=-5"], "^--max-logprobs: Input should be greater"),

@@ -8,7 +8,7 @@ import time
 import httpx
 import psutil
 import pytest
-from server.served import Server
+from server.served import MODEL, Server, parsed
 
 
 def test_a_dead_engine_is_unhealthy_and_ends_the_server(server):
@@ -66,12 +66,35 @@ def test_a_signal_ends_a_start_and_its_engine(tmp_path, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_all_processes(pair_dirs, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_signals_end_all_processes_of_a_start(pair_dirs, tmp_path, number):
     starting = Server(pair_dirs("llama", "float32"), tmp_path / "starting")
-    while not starting.children():
+    while not any("spawn_main" in " ".join(child.cmdline()) for child in starting.children()):
         time.sleep(0.05)
-    assert starting.stop(number) == 130
-    running = Server(pair_dirs("llama", "float32"), tmp_path / "running")
+    time.sleep(1)  # the import of its main module
+    assert starting.stop(number) == (-number if number == signal.SIGKILL else 128 + number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_all_processes_once_requests_have_finished(pair_dirs, tmp_path, number):
+    running = Server(pair_dirs("llama", "float32"), tmp_path / "running", "--shutdown-timeout=100")
     running.wait()
+    body = {"model": MODEL, "prompt": "a", "n": 40, "max_tokens": 200, "ignore_eos": True}
+    body |= {"stream": True, "tuco": True}  # more than fits between us: it does not end before we read it
+    with running.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        first = next(lines)
+        running.process.send_signal(number)
+        while httpx.get(f"{running.url}/health").status_code == 200:
+            time.sleep(0.01)
+        refused = [httpx.get(f"{running.url}/health"), running.post("/v1/completions", {"prompt": "a"})]
+        refused.append(running.post("/v1/tuco/score", {"input": "a"}))
+        for refusal in refused:
+            assert refusal.status_code == 503
+            assert "shutting down" in refusal.json()["error"]["message"]
+        assert httpx.get(f"{running.url}/metrics").status_code == 200
+        chunks = parsed("\n".join([first, *lines]))
+    tucos = [choice["tuco"] for chunk in chunks for choice in chunk["choices"] if "tuco" in choice]
+    assert sum(len(tuco["tokens"]) for tuco in tucos) == 40 * 200
     assert running.stop(number) == 0

@@ -19,7 +19,7 @@ def test_no_engine_starts_in_this_process(pair_dirs):
 @pytest.mark.slow
 def test_no_server_starts(pair_dirs):
     pt, ft = pair_dirs("llama", "float32")
-    command = [sys.executable, "-m", "tuco_vllm.cli", "serve", f"--pt={pt}", f"--ft={ft}", "--port=0"]
+    command = [sys.executable, "-m", "tuco_vllm", "serve", f"--pt={pt}", f"--ft={ft}", "--port=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
     assert REASON in done.stderr

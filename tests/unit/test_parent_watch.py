@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 SERVER = """
 import multiprocessing, os, time
-import tuco_vllm.cli  # the main module of a server, or what that imports first
+import tuco_vllm.__main__  # the main module of a server, or what that imports first
 from tuco_vllm.engine.parent_watch import own_engines
 
 def say(name):

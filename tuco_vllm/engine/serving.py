@@ -29,8 +29,6 @@ from tuco_vllm.steering import TUCO
 _OURS = (*FIXED, "model_tag", "scheduler_cls", "worker_cls", "headless", "api_server_count", "grpc")
 """Flags whose values are ours."""
 
-_INTERRUPTED = 130
-
 
 class ServedEngine:
     """A running AsyncLLM of a pair, as our routes see it."""
@@ -142,11 +140,11 @@ def _listen(arguments: Namespace) -> Any:
         raise InputError(f"--tool-call-parser or --reasoning-parser: {reason(error, arguments)}") from error
 
 
-def _stop_starting(*_: object) -> NoReturn:
+def _stop_starting(number: int, _: object) -> NoReturn:
     """End at once, engine included. ZeroMQ's poll, where a start waits, drops exceptions."""
     for child in multiprocessing.active_children():
         compat.kill_process_tree(child.pid)
-    os._exit(_INTERRUPTED)
+    os._exit(128 + number)
 
 
 async def _serve(arguments: Namespace, sock: Any, extend: Callable[[Any, ServedEngine], None]) -> None:

@@ -133,9 +133,7 @@ async def _respond(asked: Asked, raw_request: Request) -> Response:
     return Response(answer, media_type="application/json")
 
 
-def _answer(
-    name: str, model_name: str, asked: Asked, prompts: list[list[int]], norms: list[Rows]
-) -> bytes:
+def _answer(name: str, model_name: str, asked: Asked, prompts: list[list[int]], norms: list[Rows]) -> bytes:
     """The whole answer's JSON, written score by score: each call of ``json`` keeps all threads waiting.
 
     ``model_name`` is what metrics call the model.
