@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 
+import engines
 import pytest
 
 from tuco_vllm.config import Checkpoint, resolve_pair
@@ -100,10 +101,11 @@ def test_without_a_choice_all_plugins_load(parse, monkeypatch):
 
 
 @pytest.fixture
-def serve(parse):
+def serve(parse, monkeypatch):
     """``serving.serve`` of flags, which are wrong: it does not come to its engine."""
     from tuco_vllm.engine import serving
 
+    monkeypatch.delenv(engines.VARIABLE)  # it comes to the engine's configuration
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield lambda *flags: serving.serve(parse(*flags), None)
     for number, handler in handlers.items():

@@ -61,7 +61,7 @@ def test_a_signal_ends_a_start_and_its_engine(tmp_path, number):
         child = psutil.Process(int(process.stdout.readline()))
         time.sleep(0.5)
         process.send_signal(number)
-        assert process.wait(20) == 130
+        assert process.wait(20) == 128 + number
     child.wait(10)
 
 

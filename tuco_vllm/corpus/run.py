@@ -123,7 +123,7 @@ def _score_files(
     files: list[InputFile],
     job: ScoreJob,
     pair: ModelPair,
-    open_pipeline: Callable[[], AbstractContextManager[ScoringPipeline]],
+    open_pipeline: Callable[[int], AbstractContextManager[ScoringPipeline]],
 ) -> None:
     tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=job.trust_remote_code)
     encoder = job.encoder(tokenizer, pair.ft.config.get("vocab_size"))
