@@ -31,6 +31,14 @@ def in_this_process(wanted: bool = True) -> Iterator[None]:
 
 
 @contextmanager
+def only_configured() -> Iterator[None]:
+    """Where no engine starts, one may be configured all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(VARIABLE, raising=False)
+        yield
+
+
+@contextmanager
 def refused() -> Iterator[None]:
     """No engine starts in here, nor in a process that is started in here: vLLM wants a number."""
     with pytest.MonkeyPatch.context() as patch:

@@ -84,7 +84,7 @@ def test_bad_rows_cost_only_themselves(score, tmp_path):
         "the record holds a lone surrogate (\\ud800), which is not text",
         "",
         errors[10],
-        "message 0's content is null, not a string",
+        "message 0's content is null, not a string or a list of texts",
         "",
         "the messages are not JSON",
         "the messages are not a list of objects with role and content",

@@ -18,6 +18,8 @@ import pytest
 import signalled_driver
 from corpus.test_chaos import RAYS_AGENTS
 
+pytestmark = pytest.mark.engine  # Ray
+
 DRIVER = Path(signalled_driver.__file__)
 MARK = "TUCO_SIGNALLED"
 
@@ -61,6 +63,11 @@ class Job:
             title in " ".join(process.cmdline()) for process in self.left() if process.pid != self.process.pid
         )
 
+    def has_rows(self):
+        """Whether rows have come, which are not in a part yet."""
+        run = self.out / "_tuco/run.json"
+        return run.exists() and json.loads(run.read_text())["counts"]["rows"] > 0
+
     def left(self):
         """All processes of the job."""
         found = []
@@ -84,7 +91,7 @@ MOMENTS = {
     "ray starts": lambda job: any(job.temporary.glob("tuco-ray-*")),
     "ray runs": lambda job: job.has("raylet"),
     "engine starts": lambda job: job.has(signalled_driver.ENGINE),
-    "rows come": lambda job: (job.out / "_tuco/run.json").exists(),
+    "rows come": Job.has_rows,
 }
 
 

@@ -101,13 +101,13 @@ def test_without_a_choice_all_plugins_load(parse, monkeypatch):
 
 
 @pytest.fixture
-def serve(parse, monkeypatch):
+def serve(parse):
     """``serving.serve`` of flags, which are wrong: it does not come to its engine."""
     from tuco_vllm.engine import serving
 
-    monkeypatch.delenv(engines.VARIABLE)  # it comes to the engine's configuration
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield lambda *flags: serving.serve(parse(*flags), None)
+    with engines.only_configured():
+        yield lambda *flags: serving.serve(parse(*flags), None)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

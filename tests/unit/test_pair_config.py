@@ -6,6 +6,7 @@ The configurations are vLLM's own, as its engine makes them: an option that move
 from dataclasses import is_dataclass, replace
 from typing import Any
 
+import engines
 import pytest
 
 from tuco_vllm.config import resolve_pair
@@ -20,7 +21,8 @@ def configured(pair_dirs):
 
     def configure(runner: str = "generate", **options: Any) -> Any:
         arguments = replace(pair_arguments(pair, runner, {}), max_model_len=64, **options)
-        return arguments.create_engine_config()
+        with engines.only_configured():
+            return arguments.create_engine_config()
 
     return configure
 
