@@ -13,17 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tuco_kernels import accumulate_contribution
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaModel
+from vllm.model_executor.models.utils import AutoWeightsLoader
 
-from tuco_vllm.engine.compat import (
-    AutoWeightsLoader,
-    LlamaDecoderLayer,
-    LlamaModel,
-    VllmConfig,
-    VocabParallelEmbedding,
-    get_config,
-    get_forward_context,
-    support_torch_compile,
-)
+from tuco_vllm.engine.compat import VllmConfig, get_config, get_forward_context, support_torch_compile
 from tuco_vllm.engine.pair_model import ContributionPooler
 from tuco_vllm.engine.weights import PT_PREFIX, pt_source
 

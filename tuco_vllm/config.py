@@ -17,23 +17,11 @@ from huggingface_hub import errors as hub
 from huggingface_hub import snapshot_download
 
 from tuco_vllm.errors import InputError
-
-FAMILIES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen3ForCausalLM": "qwen3",
-}
-"""Hugging Face architecture -> module in ``tuco_vllm.engine.families``. A new family: one row, one file."""
+from tuco_vllm.families import FAMILIES, architecture_of, reason_against, text_of
 
 PAIRED_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 """What PT and FT must share: layers are compared one by one on one residual stream, and both models' KV
 caches have one block layout. Vocabulary, MLP width, rope, eps, norms, biases and windows may differ."""
-
-_UNSTATED = {
-    "MistralForCausalLM": {"num_key_value_heads": 8},
-    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "head_dim": 128},
-}
-"""What transformers 5 takes for a key that config.json does not have, where a family has its own value."""
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _OTHER_FORMATS = ["*/*", "consolidated*"]  # of the same weights
@@ -60,15 +48,15 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str:
-        """Hugging Face class name, a key of ``FAMILIES`` once checked."""
-        stated = self.config.get("architectures")
-        return str(stated[0]) if isinstance(stated, list) and stated else "(none stated)"
+        """Hugging Face class name, a key of ``families.FAMILIES`` once checked."""
+        return architecture_of(self.config)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """The values of ``PAIRED_SIZES``, with what config.json leaves out filled in as transformers does."""
-        stated = {key: self.config[key] for key in PAIRED_SIZES if key in self.config}
-        sizes = _UNSTATED.get(self.architecture, {}) | stated
+        text = text_of(self.config)
+        stated = {key: text[key] for key in PAIRED_SIZES if key in text}
+        sizes = {**FAMILIES[self.architecture].unstated, **stated}
         for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
             if type(sizes.get(key)) is not int or sizes[key] < 1:
                 stands = json.dumps(sizes.get(key))
@@ -191,11 +179,8 @@ def _read_checkpoint(role: str, name: str, trust_remote_code: bool) -> Checkpoin
     if not (directory / "config.json").is_file():
         raise InputError(f"{role} {name} is not a model directory: it has no config.json")
     checkpoint = Checkpoint(name, directory.absolute(), _read_json(directory / "config.json"))
-    if checkpoint.architecture not in FAMILIES:
-        raise InputError(
-            f"{role} {name}: architecture {checkpoint.architecture} is not supported; supported are "
-            f"{', '.join(FAMILIES)}"
-        )
+    if reason := reason_against(checkpoint.config):
+        raise InputError(f"{role} {name}: architecture {checkpoint.architecture} is not supported: {reason}")
     if checkpoint.config.get("quantization_config") or (directory / "hf_quant_config.json").is_file():
         raise InputError(
             f"{role} {name} is quantized: TuCo takes differences of the two models' outputs, in which "

@@ -156,8 +156,8 @@ def _layer_arguments(model: Any, embeds: Tensor) -> list[tuple[tuple[Any, ...], 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The model's stack of decoder layers: its one ModuleList of ``num_hidden_layers`` modules."""
-    wanted = model.config.num_hidden_layers
-    for module in model.modules():
+    wanted = model.config.get_text_config().num_hidden_layers
+    for module in getattr(model, "language_model", model).modules():  # of models that read images too
         if isinstance(module, nn.ModuleList) and len(module) == wanted:
             return module
     raise ValueError(f"{type(model).__name__} has no list of {wanted} decoder layers")

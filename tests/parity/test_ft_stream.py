@@ -39,7 +39,8 @@ def stream(llm: LLM, prompts: list[list[int]], task: str) -> list[dict[str, Tens
     seen: list[dict[str, Tensor]] = []
 
     def hook(model: nn.Module) -> None:
-        for index, layer in enumerate(model.model.layers):
+        ft = getattr(model.model, "ft", model)
+        for index, layer in enumerate(ft.model.layers):
             for name in ("self_attn", "mlp"):
 
                 def keep(_: nn.Module, args: Any, output: Tensor, key: str = f"{index}.{name}") -> None:
@@ -61,6 +62,7 @@ def stream(llm: LLM, prompts: list[list[int]], task: str) -> list[dict[str, Tens
         ("mistral_windowed_ft", "float32"),
         ("qwen3", "float32"),
         ("llama", "bfloat16"),
+        ("gemma2", "bfloat16"),
         pytest.param("mistral_windowed_ft", "bfloat16", marks=pytest.mark.slow),
         pytest.param("qwen3", "bfloat16", marks=pytest.mark.slow),
     ],
@@ -73,7 +75,7 @@ def test_ft_stream_is_stock_vllm(pair_name: str, dtype: str, pair_dirs) -> None:
         llm = start(which, pt, ft, dtype)
         streams[which] = stream(llm, prompts, task)
         llm.llm_engine.engine_core.shutdown()
-    last = tiny_models.SHAPE["num_hidden_layers"] - 1
+    last = max(int(key.partition(".")[0]) for key in streams["stock"][0])
     for stock, ours in zip(streams["stock"], streams["tuco"], strict=True):
         for layer in range(last):
             for name in ("self_attn", "mlp"):

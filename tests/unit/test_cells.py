@@ -1,27 +1,55 @@
-"""The cells that ``make test`` runs are what they are called: a pairwise cover."""
+"""The cells of ``make test`` and of ``make test-full`` are what they are called: pairwise covers."""
 
 from itertools import combinations
 
-from cells import COVER, product
+import pytest
+import tiny_models
+from cells import COVER, Cell, product
+
+FAMILIES = {"llama", "mistral", "gemma2"}
+"""Those of ``COVER``: two norms; a window; four norms, windows on some layers."""
 
 
-def settings(cell):
-    """What a cell sets, by name; variants of a family (llama_mha) count as it."""
-    family = cell.pair.partition("_")[0]
-    chunked = cell.chunk is not None
-    return {"family": family, "compiled": cell.compiled, "dtype": cell.dtype, "chunked": chunked} | {
-        "tensor_parallel": cell.tensor_parallel
+def settings(cell, **more):
+    return {
+        "compiled": cell.compiled,
+        "dtype": cell.dtype,
+        "chunked": cell.chunk is not None,
+        "tensor_parallel": cell.tensor_parallel,
+        **more,
     }
 
 
-def pairs(cells):
-    return {pair for cell in cells for pair in combinations(sorted(settings(cell).items()), 2)}
+def met(settings_of_cells):
+    return {pair for each in settings_of_cells for pair in combinations(sorted(each.items()), 2)}
+
+
+def combined():
+    """Llama's whole product: what can meet."""
+    return [settings(cell) for cell in product() if cell.pair == "llama" and cell.dtype != "float16"]
 
 
 def test_every_two_settings_meet_in_a_cell():
-    wanted = pairs(cell for cell in product() if cell.dtype != "float16")
-    assert wanted - pairs(COVER) == set()
+    """Variants of a family (llama_mha) count as it."""
+    families = {cell.pair.partition("_")[0] for cell in COVER}
+    assert families == FAMILIES
+    wanted = met({**each, "family": family} for each in combined() for family in families)
+    assert wanted == met(settings(cell, family=cell.pair.partition("_")[0]) for cell in COVER)
+
+
+@pytest.mark.parametrize("pair", tiny_models.PAIRS)
+def test_every_two_settings_meet_for_every_pair(pair):
+    assert met(combined()) <= met(settings(cell) for cell in product() if cell.pair == pair)
+
+
+def test_llamas_product_is_whole():
+    assert len({cell for cell in product() if cell.pair == "llama" and cell.chunk in (None, 48)}) == 16
 
 
 def test_the_product_holds_the_cover():
     assert set(COVER) <= set(product())
+
+
+def test_no_cell_is_run_twice():
+    assert len(set(product())) == len(product())
+    assert Cell("llama") in product()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from fake_checkpoint import SIZES, shard, write_model
 
-from tuco_vllm.config import FAMILIES, PAIRED_SIZES, fingerprint, resolve_pair
+from tuco_vllm.config import PAIRED_SIZES, fingerprint, resolve_pair
 from tuco_vllm.errors import InputError
+from tuco_vllm.families import FAMILIES
 
 
 def refusal(pt: str | Path, ft: str | Path, **settings) -> str:
@@ -124,12 +125,18 @@ def test_a_size_that_is_no_size(pt, tmp_path, value):
 def test_unstated_sizes_are_what_transformers_takes(tmp_path, architecture, unstated):
     from transformers import AutoConfig
 
+    family = FAMILIES[architecture]
     changes = {"hidden_size": 512, "num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 64}
     changes |= dict.fromkeys(unstated)
-    model = write_model(tmp_path / "m", architecture, model_type=FAMILIES[architecture], **changes)
-    theirs = AutoConfig.from_pretrained(model)
+    if family.text_half:
+        text = {key: value for key, value in {**SIZES, **changes}.items() if value is not None}
+        changes = dict.fromkeys(SIZES) | {"text_config": text}
+    model = write_model(tmp_path / "m", architecture, model_type=family.model_type, **changes)
+    theirs = AutoConfig.from_pretrained(model).get_text_config()
     ours = resolve_pair(model, model).ft.sizes
-    assert ours == {key: getattr(theirs, key) for key in PAIRED_SIZES}
+    # Where a family's config has no head_dim, or None, its attention takes this.
+    heads = {"head_dim": getattr(theirs, "head_dim", None) or 512 // 32}
+    assert ours == {key: heads.get(key) or getattr(theirs, key) for key in PAIRED_SIZES}
 
 
 def test_stated_nulls_are_what_transformers_takes(tmp_path):

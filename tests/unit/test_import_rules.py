@@ -15,6 +15,7 @@ NOT_IMPORTED_BY = {
     "metrics": ("torch", "engine", "api", "corpus", "server", "cli", "analysis"),
     "decomposition": ("engine", "api", "corpus", "server", "cli", "analysis"),
     "config": ("torch", "engine", "api", "corpus", "server", "cli", "analysis"),
+    "families": ("torch", "config", "engine", "api", "corpus", "server", "cli", "analysis"),
     "engine": ("api", "corpus", "server", "cli", "analysis"),
     "api": ("corpus", "server", "cli", "analysis"),
     "corpus": ("server", "cli", "analysis"),
@@ -98,7 +99,7 @@ def test_the_tree_keeps_the_rules():
         ("tuco_vllm/engine/rows.py", "import vllm", True),
         ("tuco_vllm/engine/rows.py", "import vllm.v1.core", False),
         ("tuco_vllm/engine/rows.py", "from vllm import envs", False),
-        ("tuco_vllm/engine/families/llama.py", "from vllm.config import VllmConfig", False),
+        ("tuco_vllm/engine/stock_models.py", "from vllm.config import VllmConfig", False),
         ("tuco_vllm/engine/compat.py", "from vllm.config import VllmConfig", True),
         ("tuco_vllm/api.py", "def f():\n    from vllm import LLM", False),
         ("tuco_vllm/api.py", "from tuco_vllm.engine import plugin", True),
@@ -156,7 +157,8 @@ def test_every_package_folder_is_a_package():
 
 
 @pytest.mark.parametrize(
-    "module", ["tuco_vllm", "tuco_vllm.records", "tuco_vllm.metrics", "tuco_vllm.config"]
+    "module",
+    ["tuco_vllm", "tuco_vllm.records", "tuco_vllm.metrics", "tuco_vllm.config", "tuco_vllm.families"],
 )
 def test_light_modules_load_neither_torch_nor_vllm(module):
     # Every vLLM process of an environment imports the package through its plugin.

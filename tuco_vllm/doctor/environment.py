@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tuco_vllm import SUPPORTED_VLLM, __version__
-from tuco_vllm.config import FAMILIES
+from tuco_vllm.families import FAMILIES
 
 
 def print_environment(console: Console) -> bool:
@@ -31,7 +31,7 @@ def print_environment(console: Console) -> bool:
     rows.append(
         ("torchvision", "present" if broken else "fine", "uninstall it: CUDA build" if broken else "ok")
     )
-    rows.append(("families", ", ".join(FAMILIES), "ok"))
+    rows.append(("families", "; ".join(family.known_as for family in FAMILIES.values()), "ok"))
     for row in rows:
         table.add_row(*row)
     console.print(table)

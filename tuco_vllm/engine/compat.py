@@ -12,26 +12,26 @@ Who uses what, why, and (Until) when it can go. Names without a module are those
 signature ``(a, b, c=)`` says what we rely on: the first places, and parameters by name. ``module reads name``
 is what vLLM looks for in a class of ours: where it no longer does, ours would be passed over without a word.
 
-families/: FT must be vLLM's own code, to be bit-identical to it. Until: as long as there is a family.
-    LlamaForCausalLM(vllm_config=, prefix=), LlamaModel.hf_to_vllm_mapper, .embed_tokens, .layers, .norm,
-    LlamaDecoderLayer(vllm_config, prefix), .input_layernorm, .self_attn, .post_attention_layernorm, .mlp,
-    LlamaMLP(hidden_size, intermediate_size, hidden_act, bias=, prefix=), MistralForCausalLM,
-    MistralDecoderLayer(vllm_config, prefix), MistralMLP(hidden_size, intermediate_size, hidden_act, prefix=),
-    Qwen3ForCausalLM, Qwen3Model, Qwen3MLP(hidden_size, intermediate_size, hidden_act, prefix=),
-    Qwen3DecoderLayer(config, cache_config, quant_config, prefix=, per_layer_sliding_window=)
-rows_layer.py: PT's layers are of vLLM's parts. Until: PT's are its own decoder layers (DESIGN, any family).
-    RMSNorm(hidden_size, eps=), RMSNorm.weight, .variance_epsilon,
-    ColumnParallelLinear(input_size, output_size, bias=, prefix=),
-    RowParallelLinear(input_size, output_size, bias=, prefix=),
-    QKVParallelLinear(hidden_size, head_size, total_num_heads=, total_num_kv_heads=, bias=, prefix=),
-    VocabParallelEmbedding(num_embeddings, embedding_dim, prefix=),
-    get_rope(head_size, max_position=, rope_parameters=), get_tensor_model_parallel_world_size(),
-    vllm.config.kernel.IrOpPriorityConfig.fused_add_rms_norm
-rows.py, rows_layer.py, steering_rows.py: PT queries some rows against all keys. Until: an attention layer
+stock_models.py: both models are vLLM's own, FT bit for bit, each by its own config. Until: a registered model
+can be built of a config by a public name.
+    init_vllm_registered_model(vllm_config, prefix=, hf_config=, architectures=), PPMissingLayer(),
+    VllmConfig.with_hf_config(hf_config, architectures=), CacheConfig.sliding_window,
+    vllm.model_executor.models.llama.LlamaForCausalLM.load_weights(weights), .embed_input_ids(input_ids),
+    vllm.model_executor.models.llama.LlamaModel.embed_tokens, .layers, .norm
+stock_layers.py: what of a decoder layer acts on rows, by classes exchanged. Until: a layer may be called with
+fewer queries than keys.
+    vllm.model_executor.models.llama.LlamaDecoderLayer.forward(positions, hidden_states, residual),
+    RMSNorm.forward_native(x, residual), .weight, .variance_epsilon, GemmaRMSNorm.forward_native(x, residual),
+    .weight, .variance_epsilon,
+    QKVParallelLinear.quant_method, .num_heads, .head_size, .v_head_size, .forward(input_),
+    LinearMethodBase.create_weights(layer), .apply(layer, x, bias),
+    vllm.model_executor.layers.linear.UnquantizedLinearMethod.process_weights_after_loading(layer),
+    RotaryEmbeddingBase.cos_sin_cache, .head_size, Phi3LongRoPEScaledRotaryEmbedding.max_position_embeddings,
+    .head_size, .forward(positions, query, key), vllm.config.kernel.IrOpPriorityConfig.fused_add_rms_norm
+rows.py, stock_layers.py, steering_rows.py: PT queries some rows against all keys. Until: an attention layer
 may be called with fewer queries than keys.
-    Attention(num_heads, head_size, scale, num_kv_heads=, cache_config=, per_layer_sliding_window=, prefix=,
-    attn_backend=), get_attn_backend(head_size, dtype, kv_cache_dtype, use_mla=, has_sliding_window=),
-    subclass_attention_backend(name_prefix, attention_backend_cls, builder_cls), CacheConfig.sliding_window,
+    vllm.model_executor.layers.attention.Attention.attn_backend, .attn_type, .layer_name,
+    subclass_attention_backend(name_prefix, attention_backend_cls, builder_cls),
     AttentionBackend.forward_includes_kv_cache_update, .get_name(), .get_builder_cls(),
     AttentionCGSupport.NEVER, vllm.v1.attention.backend.AttentionMetadataBuilder.supports_update_block_table,
     .build(common_prefix_len, common_attn_metadata, fast_build), .get_cudagraph_support,
@@ -42,7 +42,6 @@ may be called with fewer queries than keys.
     .cudagraph_runtime_mode, CUDAGraphMode.NONE, .FULL, async_tensor_h2d(data, device=)
 weights.py, pair_model.py: two checkpoints make one model. Until: vLLM streams a second one by itself.
     DefaultModelLoader.Source(model_or_path, revision, prefix=, fall_back_to_pt=, allow_patterns_overrides=),
-    AutoWeightsLoader(module), .load_weights(weights), WeightsMapper(orig_to_new_stacked=), .apply(weights),
     get_config(model, trust_remote_code, config_format=),
     vllm.model_executor.model_loader.default_loader reads secondary_weights,
     vllm.model_executor.model_loader.default_loader reads allow_patterns_overrides,
@@ -66,6 +65,7 @@ out-of-tree model can state what it supports.
     .prefill_context_parallel_size, .use_ubatching, .enable_batch_sharded_sampling,
     vllm.config.aux_output.AuxOutputConfig.enable_return_routed_experts,
     vllm.config.ModelConfig.enable_prompt_embeds, .enforce_eager, .runner_type, .dtype, .hf_config,
+    .hf_text_config,
     vllm.config.LoadConfig.load_format, vllm.config.CompilationConfig.cudagraph_mode,
     vllm.config.SpeculativeConfig.method
 scheduler.py: the prefix cache's salt, a request that ends with an error, scores out of logprobs into the
@@ -130,25 +130,17 @@ from vllm.compilation.backends import set_model_tag
 from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled as breakable_cuda_graphs
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CacheConfig, CUDAGraphMode, VllmConfig
-from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.forward_context import get_forward_context
 from vllm.inputs import tokens_input
-from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
+from vllm.model_executor.layers.linear import LinearMethodBase, QKVParallelLinear
 from vllm.model_executor.layers.pooler.abstract import Pooler
-from vllm.model_executor.layers.rotary_embedding import get_rope
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP, LlamaModel
-from vllm.model_executor.models.mistral import (
-    MistralDecoderLayer,
-    MistralForCausalLM,
-    MistralMLP,
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
+from vllm.model_executor.layers.rotary_embedding.phi3_long_rope_scaled_rope import (
+    Phi3LongRoPEScaledRotaryEmbedding,
 )
-from vllm.model_executor.models.qwen2 import Qwen2MLP as Qwen3MLP
-from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
-from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.models.utils import PPMissingLayer, init_vllm_registered_model
 from vllm.outputs import RequestError
 from vllm.platforms import current_platform
 from vllm.transformers_utils.config import get_config
@@ -159,7 +151,6 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     subclass_attention_backend,
 )
-from vllm.v1.attention.selector import get_attn_backend
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core_client import InprocClient

@@ -7,14 +7,12 @@ nobody asks for scores or steers; a step in which somebody does runs ``SteeringM
 """
 
 from collections.abc import Iterable
-from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
 
 from tuco_vllm.config import ModelPair, resolve_pair
 from tuco_vllm.engine.compat import (
-    AutoWeightsLoader,
     CUDAGraphMode,
     Pooler,
     VllmConfig,
@@ -22,7 +20,6 @@ from tuco_vllm.engine.compat import (
     get_forward_context,
     set_model_tag,
 )
-from tuco_vllm.engine.families import family_of
 from tuco_vllm.engine.pair_config import SCHEDULER, refuse_unsupported
 from tuco_vllm.engine.parent_watch import end_with_parent
 from tuco_vllm.engine.rows import LastRows
@@ -30,7 +27,9 @@ from tuco_vllm.engine.scoring_model import ScoringModel
 from tuco_vllm.engine.start_stages import tell
 from tuco_vllm.engine.steering_model import SteeringModel
 from tuco_vllm.engine.steering_rows import SteeringRows
-from tuco_vllm.engine.weights import PT_PREFIX, SAFETENSORS, parameter_names, pt_source
+from tuco_vllm.engine.stock_models import ft_model
+from tuco_vllm.engine.weights import SAFETENSORS, load_pair, pt_source
+from tuco_vllm.families import FAMILIES
 
 
 class ContributionPooler(Pooler):
@@ -77,7 +76,7 @@ class TucoForCausalLM(nn.Module):
         refuse_unsupported(vllm_config)
         has_weights = vllm_config.load_config.load_format != "dummy"
         pair = pair_of(vllm_config, weights=has_weights)
-        self.family = family_of(pair.ft.architecture)
+        architecture = FAMILIES[pair.ft.architecture].text_half or pair.ft.architecture
         self.scores_prompts = vllm_config.model_config.runner_type == "pooling"
 
         pt_config = get_config(pair.pt.directory, trust_remote_code=False, config_format="hf")
@@ -88,7 +87,7 @@ class TucoForCausalLM(nn.Module):
         self.model: Any
         if self.scores_prompts:
             self.model = ScoringModel(
-                vllm_config=vllm_config, prefix="model", family=self.family, pt_config=pt_config
+                vllm_config=vllm_config, prefix="model", architecture=architecture, pt_config=pt_config
             )
             self.last_rows = LastRows(vllm_config, self.model.rows_layer_name)
             self.pooler = ContributionPooler(self.model.num_layers)
@@ -98,15 +97,15 @@ class TucoForCausalLM(nn.Module):
 
         if vllm_config.scheduler_config.scheduler_cls != SCHEDULER:
             raise ValueError("no scheduler of TuCo's: is tuco in VLLM_PLUGINS?")
-        self.stock = self.family.StockModel(vllm_config=vllm_config, prefix=prefix)
+        self.stock = ft_model(vllm_config, architecture, prefix)
         self.rows = SteeringRows(vllm_config)
         with set_model_tag("tuco_steering"):
             self.model = SteeringModel(
                 vllm_config=vllm_config,
                 prefix="model",
-                family=self.family,
+                architecture=architecture,
                 pt_config=pt_config,
-                ft_model=self.stock.model,
+                ft_model=self.stock,
                 select=self.rows.select,
             )
         self._scores: Tensor | None = None
@@ -178,16 +177,7 @@ class TucoForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Both checkpoints' tensors, as vLLM's loader streams them; returns the parameters filled."""
-        mapper, num_layers = self.family.MAPPER, self.model.num_layers
-        if self.scores_prompts:
-            return AutoWeightsLoader(self).load_weights(parameter_names(weights, mapper, num_layers))
-        loaded: set[str] = set()
-        for is_pt, tensors in groupby(weights, lambda item: item[0].startswith(PT_PREFIX)):
-            if is_pt:
-                loaded |= AutoWeightsLoader(self).load_weights(parameter_names(tensors, mapper, num_layers))
-            else:
-                loaded |= {f"stock.{name}" for name in self.stock.load_weights(tensors)}
-        return loaded
+        return load_pair(weights, self, "model.ft" if self.scores_prompts else "stock", "model.pt")
 
 
 def pair_of(vllm_config: VllmConfig, *, weights: bool) -> ModelPair:

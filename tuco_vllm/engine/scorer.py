@@ -45,7 +45,7 @@ class Scorer:
         hear_of_death(self.engine)
         model_config = self.engine.model_config
         self.max_model_len: int = model_config.max_model_len
-        self.num_layers: int = model_config.hf_config.num_hidden_layers
+        self.num_layers: int = model_config.hf_text_config.num_hidden_layers
         self.vllm_version = VLLM_VERSION
         self.dtype = str(model_config.dtype).removeprefix("torch.")
         self.max_num_seqs: int = self.engine.vllm_config.scheduler_config.max_num_seqs

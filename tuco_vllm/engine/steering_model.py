@@ -12,7 +12,6 @@ Index spaces are ``step_plan``'s: T tokens of the batch, U tokens with PT's keys
 C scored rows; L layers, H hidden size.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from tuco_kernels import accumulate_contribution, steer_residual
 
 from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import Selection
+from tuco_vllm.engine.stock_layers import Both, keep_rows, layer_arguments, query_rows
+from tuco_vllm.engine.stock_models import decoder_of, pt_model
 
 
 @support_torch_compile(
@@ -38,7 +39,7 @@ from tuco_vllm.engine.rows import Selection
 class SteeringModel(nn.Module):
     """PT's layers beside those of ``ft_model``, vLLM's stock model, which stays its owner's.
 
-    ``family`` is a module of ``families``, ``pt_config`` PT's Hugging Face config.
+    ``architecture`` is both models', ``pt_config`` PT's Hugging Face config.
     """
 
     def __init__(
@@ -46,22 +47,20 @@ class SteeringModel(nn.Module):
         *,
         vllm_config: VllmConfig,
         prefix: str = "",
-        family: ModuleType,
+        architecture: str,
         pt_config: Any,
         ft_model: nn.Module,
         select: Selection,
     ) -> None:
         super().__init__()
-        ft_config = vllm_config.model_config.hf_config
-        self.num_layers = count = ft_config.num_hidden_layers
-        self.hidden_size = ft_config.hidden_size
         self.ft: Any = (ft_model,)  # in a tuple: a child module would be loaded and counted twice
-        # PT's KV caches are layers count .. 2*count - 1 of the engine: vLLM wants unique layer indices.
-        names = [f"{prefix}.pt_layers.{count + layer}" for layer in range(count)]
-        self.pt_layers = nn.ModuleList(
-            family.RowsLayer(vllm_config, pt_config, layer, name, select) for layer, name in enumerate(names)
-        )
-        self.attention_names = [f"{name}.self_attn.attn" for name in names]
+        self.pt = pt_model(vllm_config, pt_config, architecture, f"{prefix}.pt")
+        self.ft_layers, self.pt_layers = (list(decoder_of(model).layers) for model in (ft_model, self.pt))
+        self.num_layers = len(self.ft_layers)
+        self.hidden_size: int = pt_config.get_text_config().hidden_size
+        for layer in self.ft_layers:
+            keep_rows(layer)
+        self.attention_names = [query_rows(layer, vllm_config, select) for layer in self.pt_layers]
         """The engine's names of PT's attention layers."""
 
     def forward(
@@ -77,9 +76,9 @@ class SteeringModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """FT's final hidden states of the steered stream ``[T, H]``, and norms ``[C, 4 L]`` float32 of the
         unscaled contributions on it, layer-major, in ``decomposition.NORM_COLUMNS``' order."""
-        ft_model = self.ft[0]
-        x_TH = inputs_embeds if inputs_embeds is not None else ft_model.embed_tokens(input_ids)
-        positions_U = positions[tokens_U]
+        [ft_model] = self.ft
+        x_TH: Any = inputs_embeds if inputs_embeds is not None else ft_model.embed_input_ids(input_ids)
+        at_both = Both(positions[tokens_U], positions[rows_S])
         scored_C = rows_S[scored_in_S]
         delta_TH: Any = None  # FT's MLP output of the layer before, steered, not yet added to the stream
         count = scored_in_S.shape[0]
@@ -87,34 +86,26 @@ class SteeringModel(nn.Module):
         cum_ftc_CH = torch.zeros_like(cum_ptc_CH)
         norms_CL4 = torch.zeros(count, self.num_layers, 4, dtype=torch.float32, device=x_TH.device)
 
-        pt: Any
-        for layer, (ft, pt) in enumerate(zip(ft_model.layers, self.pt_layers, strict=True)):
-            # As in ScoringModel: vLLM's fused ops may overwrite their inputs, all other readers come first.
+        for index, (ft, pt) in enumerate(zip(self.ft_layers, self.pt_layers, strict=True)):
+            # As in ScoringModel: FT's fused ops may overwrite their inputs, PT runs before.
             delta_UH = None if delta_TH is None else delta_TH[tokens_U]
-            pt_normed_UH = pt.norm_input(delta_UH, x_TH[tokens_U])
-            if delta_TH is None:
-                normed_TH = ft.input_layernorm(x_TH)
-            else:
-                normed_TH, x_TH = ft.input_layernorm(delta_TH, x_TH)
-            pt_attention_SH, pt_mlp_SH = pt(positions_U, pt_normed_UH, rows_in_U, x_TH, rows_S)
-            attention_TH = ft.self_attn(positions=positions, hidden_states=normed_TH)
-            ft_attention_SH = attention_TH[rows_S]
-            normed_TH, x_TH = ft.post_attention_layernorm(attention_TH, x_TH)
-            delta_TH = ft.mlp(normed_TH)
-
+            pt_arguments = layer_arguments(x_TH[tokens_U], delta_UH, rows_in_U)
+            pt_mlp_SH, pt_done = pt(positions=at_both, **pt_arguments)
+            delta_TH, ft_done = ft(positions=positions, **layer_arguments(x_TH, delta_TH, rows_S))
+            x_TH = ft_done.x_TH
             accumulate_contribution(
-                pt_attention_SH[scored_in_S],
+                pt_done.attention_RH[scored_in_S],
                 pt_mlp_SH[scored_in_S],
-                ft_attention_SH,
+                ft_done.attention_RH,
                 delta_TH,
                 cum_ptc_CH,
                 cum_ftc_CH,
                 norms_CL4,
-                layer,
+                index,
                 attention_rows_R=scored_in_S,
                 mlp_rows_R=scored_C,
             )
-            steer_residual(delta_TH, alpha_S, rows_S, pt_attention_SH, pt_mlp_SH, ft_attention_SH)
+            steer_residual(delta_TH, alpha_S, rows_S, pt_done.attention_RH, pt_mlp_SH, ft_done.attention_RH)
 
-        hidden_TH, _ = ft_model.norm(delta_TH, x_TH)
+        hidden_TH, _ = decoder_of(ft_model).norm(delta_TH, x_TH)
         return hidden_TH, norms_CL4.flatten(1)

@@ -1,29 +1,19 @@
-"""Two checkpoints into one model: names of FT's and PT's tensors -> parameters of ScoringModel.
-
-vLLM streams FT's checkpoint, then every source in ``secondary_weights``: PT's, with ``PT_PREFIX`` before
-each name. Rows layers (all of PT's, FT's last) keep q apart from k and v, so they have a mapper of their
-own; FT's other layers use the stock one. What a score does not need is not loaded: final norms, heads, and
-PT's embedding (which is why PT's vocabulary may differ).
-"""
+"""Two checkpoints into one model: vLLM streams FT's, then every source in ``secondary_weights``: PT's, with
+``PT_PREFIX`` before each name. Each goes to its stock model's own loader."""
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from tuco_vllm.engine.compat import DefaultModelLoader, WeightsMapper
+from tuco_vllm.engine.compat import DefaultModelLoader
 
 PT_PREFIX = "pt."
 
-_ROWS_MAPPER = WeightsMapper(
-    orig_to_new_stacked={
-        ".k_proj": (".kv_proj", "k"),
-        ".v_proj": (".kv_proj", "v"),
-        ".gate_proj": (".gate_up_proj", 0),
-        ".up_proj": (".gate_up_proj", 1),
-    },
-)
-_UNUSED = re.compile(r"^(model\.norm\.|lm_head\.)|rotary_emb\.")
+SAFETENSORS = ["model*.safetensors"]
+"""The only weight files opened, for both models (pickles run code; ``consolidated*`` has other names)."""
 
 
 def pt_source(directory: str) -> DefaultModelLoader.Source:
@@ -37,21 +27,28 @@ def pt_source(directory: str) -> DefaultModelLoader.Source:
     )
 
 
-SAFETENSORS = ["model*.safetensors"]
-"""The only weight files opened, for both models (pickles run code; ``consolidated*`` has other names)."""
+_TEXT = re.compile(r"^(model\.)?language_model\.(model\.)?")
+_OTHER_HALF = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
-def parameter_names(
-    weights: Iterable[tuple[str, Tensor]], stock_mapper: WeightsMapper, num_layers: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Rename the tensors of both checkpoints; drop those that scoring does not use."""
-    last = f"model.layers.{num_layers - 1}."
+def load_pair(weights: Iterable[tuple[str, Tensor]], model: nn.Module, ft: str, pt: str) -> set[str]:
+    """Load both models, submodules of ``model`` by these names. Returns the parameters filled."""
+    filled: set[str] = set()
+    for is_pt, tensors in groupby(weights, lambda item: item[0].startswith(PT_PREFIX)):
+        side, prefix = (pt, PT_PREFIX) if is_pt else (ft, "")
+        stock: Any = model.get_submodule(side)
+        own = ((name.removeprefix(prefix), tensor) for name, tensor in tensors)
+        filled |= {f"{side}.{name}" for name in stock.load_weights(text_half(own))}
+    return filled
+
+
+def text_half(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """A checkpoint's tensors under a text model's names, without those of a vision tower, if it has one.
+
+    Of the text model itself a checkpoint says ``language_model.model.layers``, or, newer,
+    ``model.language_model.layers``; of its head ``language_model.lm_head``, or ``lm_head``.
+    """
     for name, tensor in weights:
-        is_pt = name.startswith(PT_PREFIX)
-        name = name.removeprefix(PT_PREFIX)
-        if _UNUSED.search(name) or (is_pt and name.startswith("model.embed_tokens.")):
-            continue
-        mapper = _ROWS_MAPPER if is_pt or name.startswith(last) else stock_mapper
-        if is_pt:
-            name = name.replace("model.layers.", "model.pt_layers.", 1)
-        yield from mapper.apply([(name, tensor)])
+        if not _OTHER_HALF.match(name):
+            name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
+            yield _TEXT.sub("model.", name), tensor

@@ -1,0 +1,90 @@
+"""A decoder layer whose structure the executor does not know is refused by name, before weights load."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tuco_vllm.engine.compat import GemmaRMSNorm, QKVParallelLinear, RMSNorm, RotaryEmbeddingBase
+from tuco_vllm.engine.rows import last_tokens
+from tuco_vllm.engine.stock_layers import keep_rows, query_rows
+from tuco_vllm.engine.stock_models import decoder_of
+
+CONFIG: Any = SimpleNamespace(
+    model_config=SimpleNamespace(max_model_len=64),
+    kernel_config=SimpleNamespace(ir_op_priority=SimpleNamespace(fused_add_rms_norm=["native"])),
+)
+
+
+def bare(cls: type[nn.Module], **attributes: Any) -> Any:
+    """A module of vLLM's without what its constructor needs an engine for."""
+    module = cls.__new__(cls)
+    nn.Module.__init__(module)
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module
+
+
+class Layer(nn.Module):
+    """What all families' decoder layers have, ``changes`` aside; None leaves a part out."""
+
+    def __init__(self, norms: int = 2, norm: type[nn.Module] = RMSNorm, **changes: Any) -> None:
+        super().__init__()
+        for place in range(norms):
+            setattr(self, f"norm_{place}", bare(norm))
+        qkv = bare(QKVParallelLinear, num_heads=4, head_size=8, v_head_size=8, quant_method=None)
+        rope = bare(RotaryEmbeddingBase, cos_sin_cache=torch.zeros(64, 8))
+        parts = {"qkv_proj": qkv, "rotary_emb": rope, "attn": SimpleNamespace(attn_type="decoder")} | changes
+        self.self_attn = bare(nn.Module, **{key: part for key, part in parts.items() if part is not None})
+
+    def forward(self, positions: Any, hidden_states: Any, residual: Any) -> None: ...
+
+
+class AddsItself(Layer):
+    def forward(self, positions: Any, hidden_states: Any) -> None: ...  # type: ignore[override]
+
+
+class AttendsTwice(Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cross_attn = Layer().self_attn
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (Layer(norms=3), "Layer does not fit TuCo's executor: it has 3 RMS norms, not 2 or 4"),
+        (Layer(norm=nn.LayerNorm), "it has 0 RMS norms"),
+        (AddsItself(), "AddsItself does not fit .* it takes positions, hidden_states, not"),
+        (AttendsTwice(), "it has 2 attentions"),
+        (Layer(qkv_proj=nn.Linear(2, 2)), "it has 0 attentions with one projection"),
+        (Layer(qkv_proj=bare(QKVParallelLinear, head_size=8, v_head_size=4)), "values of another width"),
+        (Layer(rotary_emb=None), "no rotary embedding of a known kind"),
+        (Layer(rotary_emb=nn.Identity()), "no rotary embedding of a known kind"),
+        (Layer(attn=SimpleNamespace(attn_type="encoder_only")), "no causal attention"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
+)
+def test_a_wrong_structure_is_refused(layer, named):
+    with pytest.raises(ValueError, match=named):
+        query_rows(layer, CONFIG, last_tokens)
+
+
+def test_a_rope_too_short_names_the_mend():
+    layer = Layer(rotary_emb=bare(RotaryEmbeddingBase, cos_sin_cache=torch.zeros(40, 8)))
+    with pytest.raises(ValueError, match=r"covers 40 positions.* set max_model_len to 40 or less"):
+        query_rows(layer, CONFIG, last_tokens)
+
+
+@pytest.mark.parametrize("layer", [Layer(), Layer(norms=4, norm=GemmaRMSNorm)])
+def test_a_layer_is_opened_once(layer):
+    keep_rows(layer)
+    with pytest.raises(ValueError, match="it has 0 RMS norms"):
+        keep_rows(layer)
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(ValueError, match=r"Linear does not fit TuCo's executor: it has no model\.layers"):
+        decoder_of(nn.Linear(2, 2))

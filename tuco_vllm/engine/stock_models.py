@@ -1,0 +1,66 @@
+"""A pair's two models as vLLM itself builds and loads them, each by its own config."""
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from tuco_vllm.engine.compat import PPMissingLayer, VllmConfig, init_vllm_registered_model
+
+
+def ft_model(vllm_config: VllmConfig, architecture: str, prefix: str) -> Any:
+    """FT: the engine's own config, under the name that ours stood in for."""
+    hf_config = vllm_config.model_config.hf_text_config
+    return init_vllm_registered_model(
+        vllm_config, hf_config=hf_config, architectures=[architecture], prefix=prefix
+    )
+
+
+def pt_model(vllm_config: VllmConfig, pt_config: Any, architecture: str, prefix: str) -> Any:
+    """PT's layers, everything by PT's config; its embedding, last norm and head are needed nowhere."""
+    text = pt_config.get_text_config()
+    model = init_vllm_registered_model(
+        _for_pt(vllm_config, text), hf_config=text, architectures=[architecture], prefix=prefix
+    )
+    decoder_of(model).embed_tokens = PPMissingLayer()
+    return without_head(model)
+
+
+def without_head(model: Any) -> Any:
+    """The same model without what only generation needs. What is missing, vLLM's loader leaves out."""
+    decoder_of(model).norm = PPMissingLayer()
+    model.lm_head = PPMissingLayer()
+    return model
+
+
+def decoder_of(model: Any) -> Any:
+    """The part of a stock model that has ``embed_tokens``, ``layers`` and ``norm``."""
+    decoder = getattr(model, "model", None)
+    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        raise ValueError(
+            f"vLLM's {type(model).__name__} does not fit TuCo's executor: it has no model.layers"
+        )
+    return decoder
+
+
+def _for_pt(vllm_config: VllmConfig, text: Any) -> VllmConfig:
+    """The engine's config with what stock models read of it beside their own config: PT's."""
+    _lengthen_rope(text, vllm_config.model_config.max_model_len)
+    config = copy.copy(vllm_config)
+    config.model_config = copy.copy(vllm_config.model_config)
+    config.model_config.hf_text_config = text
+    config.cache_config = copy.copy(vllm_config.cache_config)
+    # vLLM's engine says so for FT (engine/arg_utils.py): a window here is every layer's that has none.
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
+    everywhere = set(kinds) == {"sliding_attention"}
+    config.cache_config.sliding_window = getattr(text, "sliding_window", None) or None if everywhere else None
+    return config
+
+
+def _lengthen_rope(text: Any, max_model_len: int) -> None:
+    """FT may have a longer context than PT. Where positions are only a table (default and llama3 rope) the
+    table is made longer; elsewhere one too short is refused (``stock_layers``)."""
+    stated = text.rope_parameters or {}
+    by_layer = [value for value in stated.values() if isinstance(value, dict)] or [stated]
+    if all(rope.get("rope_type", "default") in ("default", "llama3") for rope in by_layer):
+        text.max_position_embeddings = max(text.max_position_embeddings, max_model_len)
