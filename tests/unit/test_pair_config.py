@@ -40,6 +40,7 @@ KV_TRANSFER = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
         ({"quantization": "fp8"}, "quantization"),
         (DECODE_RANKS, "decode context parallelism"),
         ({"prefill_context_parallel_size": 2}, "prefill context parallelism"),
+        ({"tensor_parallel_size": 2, "enable_expert_parallel": True}, "expert parallelism"),
         ({"enable_dbo": True}, "micro-batching"),
         ({"enable_batch_sharded_sampling": True}, "batch-sharded sampling"),
         ({"enable_lora": True}, "LoRA"),

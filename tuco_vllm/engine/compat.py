@@ -63,6 +63,7 @@ out-of-tree model can state what it supports.
     .kv_sharing_fast_prefill, vllm.config.SchedulerConfig.scheduler_cls, .max_num_seqs, .async_scheduling,
     vllm.config.ParallelConfig.worker_cls, .pipeline_parallel_size, .decode_context_parallel_size,
     .prefill_context_parallel_size, .use_ubatching, .enable_batch_sharded_sampling,
+    .enable_expert_parallel,
     vllm.config.aux_output.AuxOutputConfig.enable_return_routed_experts,
     vllm.config.ModelConfig.enable_prompt_embeds, .enforce_eager, .runner_type, .dtype, .hf_config,
     .hf_text_config,

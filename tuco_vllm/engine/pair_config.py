@@ -46,6 +46,7 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
+        "expert parallelism": parallel.enable_expert_parallel,
         "micro-batching (DBO)": parallel.use_ubatching,
         "batch-sharded sampling": bool(parallel.enable_batch_sharded_sampling),
         "quantization": vllm_config.quant_config is not None,
