@@ -15,6 +15,7 @@ from transformers import (
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     GemmaForCausalLM,
+    GraniteForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
     MixtralForCausalLM,
@@ -181,6 +182,22 @@ PAIRS: dict[str, PairConfigs] = {
         {
             "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.75},
+        },
+    ),
+    "granite": (
+        GraniteForCausalLM,
+        {
+            "rms_norm_eps": 1e-5,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "attention_multiplier": 0.1,
+        },
+        {
+            "rms_norm_eps": 1e-6,
+            "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.8,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 4.0,
         },
     ),
     "mixtral": (

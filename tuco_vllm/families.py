@@ -71,6 +71,9 @@ FAMILIES = {
     "Phi3ForCausalLM": Family(
         "phi3", "phi3", "Phi-3, Phi-4", "fused checkpoint, rope of part of a head, long rope, a window"
     ),
+    "GraniteForCausalLM": Family(
+        "granite", "granite", "Granite 3", "scaled embeddings, queries, A and M, added by the layer itself"
+    ),
     "MixtralForCausalLM": Family(
         "mixtral", "mixtral", "Mixtral", "experts, a window", {"num_key_value_heads": 8}
     ),
@@ -99,7 +102,6 @@ _REASONS = {
 _BACKEND_ONLY = "vLLM runs it through its Transformers backend, whose layers add to the stream themselves"
 _BY_NAME = {
     "GptOssForCausalLM": "its weights are quantized (mxfp4)",
-    "GraniteForCausalLM": "its layers scale what they add to the stream and add it themselves",
     "Olmo2ForCausalLM": _BACKEND_ONLY,
     "Olmo3ForCausalLM": _BACKEND_ONLY,
     "SmolLM3ForCausalLM": _BACKEND_ONLY,

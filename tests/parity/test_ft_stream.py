@@ -63,6 +63,7 @@ def stream(llm: LLM, prompts: list[list[int]], task: str) -> list[dict[str, Tens
         ("qwen3", "float32"),
         ("llama", "bfloat16"),
         ("gemma2", "bfloat16"),
+        pytest.param("granite", "bfloat16", marks=pytest.mark.slow),
         pytest.param("mistral_windowed_ft", "bfloat16", marks=pytest.mark.slow),
         pytest.param("qwen3", "bfloat16", marks=pytest.mark.slow),
     ],

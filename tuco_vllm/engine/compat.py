@@ -18,16 +18,17 @@ can be built of a config by a public name.
     VllmConfig.with_hf_config(hf_config, architectures=), CacheConfig.sliding_window,
     vllm.model_executor.models.llama.LlamaForCausalLM.load_weights(weights), .embed_input_ids(input_ids),
     vllm.model_executor.models.llama.LlamaModel.embed_tokens, .layers, .norm
-stock_layers.py: what of a decoder layer acts on rows, by classes exchanged. Until: a layer may be called with
-fewer queries than keys.
+stock_layers.py, layer_structure.py: what of a decoder layer acts on rows, by classes exchanged. Until: as
+rows.py, and a layer's parts can be wrapped by a public name.
     vllm.model_executor.models.llama.LlamaDecoderLayer.forward(positions, hidden_states, residual),
     RMSNorm.forward_native(x, residual), .weight, .variance_epsilon, GemmaRMSNorm.forward_native(x, residual),
     .weight, .variance_epsilon,
     QKVParallelLinear.quant_method, .num_heads, .head_size, .v_head_size, .forward(input_),
     LinearMethodBase.create_weights(layer), .apply(layer, x, bias),
     vllm.model_executor.layers.linear.UnquantizedLinearMethod.process_weights_after_loading(layer),
-    RotaryEmbeddingBase.cos_sin_cache, .head_size, Phi3LongRoPEScaledRotaryEmbedding.max_position_embeddings,
-    .head_size, .forward(positions, query, key), vllm.config.kernel.IrOpPriorityConfig.fused_add_rms_norm
+    GraniteDecoderLayer.forward(positions, hidden_states), RotaryEmbeddingBase.cos_sin_cache, .head_size,
+    Phi3LongRoPEScaledRotaryEmbedding.max_position_embeddings, .head_size, .forward(positions, query, key),
+    vllm.config.kernel.IrOpPriorityConfig.fused_add_rms_norm
 rows.py, stock_layers.py, steering_rows.py: PT queries some rows against all keys. Until: an attention layer
 may be called with fewer queries than keys.
     vllm.model_executor.layers.attention.Attention.attn_backend, .attn_type, .layer_name,
@@ -141,6 +142,7 @@ from vllm.model_executor.layers.rotary_embedding.phi3_long_rope_scaled_rope impo
     Phi3LongRoPEScaledRotaryEmbedding,
 )
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.models.granite import GraniteDecoderLayer
 from vllm.model_executor.models.utils import PPMissingLayer, init_vllm_registered_model
 from vllm.outputs import RequestError
 from vllm.platforms import current_platform

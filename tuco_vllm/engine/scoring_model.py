@@ -17,7 +17,7 @@ from tuco_kernels import accumulate_contribution
 from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import last_tokens
 from tuco_vllm.engine.stock_layers import Both, keep_rows, layer_arguments, query_rows
-from tuco_vllm.engine.stock_models import decoder_of, ft_model, pt_model, without_head
+from tuco_vllm.engine.stock_models import decoder_of, first_stream, ft_model, pt_model, without_head
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "rows": 0, "inputs_embeds": 0})
@@ -50,7 +50,7 @@ class ScoringModel(nn.Module):
         self, input_ids: Tensor | None, positions: Tensor, rows: Tensor, inputs_embeds: Tensor | None = None
     ) -> Tensor:
         """Norms ``[R, 4 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order."""
-        x_TH: Any = inputs_embeds if inputs_embeds is not None else self.ft.embed_input_ids(input_ids)
+        x_TH: Any = first_stream(self.ft, input_ids, inputs_embeds)
         delta_TH: Any = None  # FT's MLP output of the layer before, not yet added to the stream
         count = rows.shape[0]
         cum_ptc_RH = torch.zeros(count, self.hidden_size, dtype=torch.float32, device=x_TH.device)

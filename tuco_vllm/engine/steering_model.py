@@ -20,8 +20,8 @@ from tuco_kernels import accumulate_contribution, steer_residual
 
 from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import Selection
-from tuco_vllm.engine.stock_layers import Both, keep_rows, layer_arguments, query_rows
-from tuco_vllm.engine.stock_models import decoder_of, pt_model
+from tuco_vllm.engine.stock_layers import Both, Pending, keep_rows, layer_arguments, open_norm, query_rows
+from tuco_vllm.engine.stock_models import decoder_of, first_stream, pt_model
 
 
 @support_torch_compile(
@@ -60,6 +60,7 @@ class SteeringModel(nn.Module):
         self.hidden_size: int = pt_config.get_text_config().hidden_size
         for layer in self.ft_layers:
             keep_rows(layer)
+        open_norm(decoder_of(ft_model).norm, self.ft_layers[-1])
         self.attention_names = [query_rows(layer, vllm_config, select) for layer in self.pt_layers]
         """The engine's names of PT's attention layers."""
 
@@ -77,7 +78,7 @@ class SteeringModel(nn.Module):
         """FT's final hidden states of the steered stream ``[T, H]``, and norms ``[C, 4 L]`` float32 of the
         unscaled contributions on it, layer-major, in ``decomposition.NORM_COLUMNS``' order."""
         [ft_model] = self.ft
-        x_TH: Any = inputs_embeds if inputs_embeds is not None else ft_model.embed_input_ids(input_ids)
+        x_TH: Any = first_stream(ft_model, input_ids, inputs_embeds)
         at_both = Both(positions[tokens_U], positions[rows_S])
         scored_C = rows_S[scored_in_S]
         delta_TH: Any = None  # FT's MLP output of the layer before, steered, not yet added to the stream
@@ -107,5 +108,5 @@ class SteeringModel(nn.Module):
             )
             steer_residual(delta_TH, alpha_S, rows_S, pt_done.attention_RH, pt_mlp_SH, ft_done.attention_RH)
 
-        hidden_TH, _ = decoder_of(ft_model).norm(delta_TH, x_TH)
+        hidden_TH, _ = decoder_of(ft_model).norm(delta_TH, Pending(x_TH, rows_S))
         return hidden_TH, norms_CL4.flatten(1)

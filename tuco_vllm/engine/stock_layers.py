@@ -18,14 +18,12 @@ post-norms get tensors), so A and M are what joins the stream (paper §3), A + M
 
 ``keep_rows`` is for FT's layers: they run on all tokens, bit for bit vLLM's, and hand out A on the rows.
 ``query_rows`` is for PT's layers, and for FT's last when it scores: keys and values of all tokens, all else
-on rows. What a layer's code must look like for this to be right is checked here and allowed by name
-(``tuco_vllm.families``): where a family's code meets q with a tensor of T tokens, one row would broadcast.
+on rows. Granite's layer adds A and M itself, scaled; it is given the form above first (``_AddsScaled``).
 
 Shape suffixes: T tokens that the layer is called for, R rows, H hidden size.
 """
 
 import copy
-import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -34,13 +32,12 @@ from tuco_kernels import add_rms_norm
 
 from tuco_vllm.engine.compat import (
     GemmaRMSNorm,
+    GraniteDecoderLayer,
     LinearMethodBase,
     Phi3LongRoPEScaledRotaryEmbedding,
-    QKVParallelLinear,
-    RMSNorm,
-    RotaryEmbeddingBase,
     VllmConfig,
 )
+from tuco_vllm.engine.layer_structure import attention_of, expect_positions, norms_of
 from tuco_vllm.engine.rows import Selection, rows_backend
 
 
@@ -93,8 +90,14 @@ def layer_arguments(x_TH: Tensor, delta_TH: Tensor | None, rows_R: Tensor) -> di
 
 def keep_rows(layer: Any) -> None:
     """Let a stock layer hand out its attention output on rows; to its stream nothing changes."""
-    for norm in _norms(layer):
-        _mix(norm, _KeepingNorm)
+    for norm in norms_of(_in_one_form(layer)):
+        open_norm(norm, layer)
+
+
+def open_norm(norm: Any, layer: Any) -> None:
+    """Let a norm on FT's stream, one of ``layer``'s or the last one behind it, add as that layer does."""
+    norm.adds_apart = isinstance(layer, GraniteDecoderLayer)
+    _mix(norm, _KeepingNorm)
 
 
 def query_rows(layer: Any, vllm_config: VllmConfig, select: Selection) -> str:
@@ -103,15 +106,16 @@ def query_rows(layer: Any, vllm_config: VllmConfig, select: Selection) -> str:
     Returns the engine's name of its attention. ``select`` says which rows of a batch the queries are. Before
     the weights load: q's and kv's are parted behind that. ValueError says what of the layer does not fit.
     """
-    norms, attention = _norms(layer), _attention(layer)
+    norms, attention = norms_of(_in_one_form(layer)), attention_of(layer)
     rounds = _norms_rounded_sum(vllm_config)
     for norm in norms:
         # vLLM's kernel is for weights of the stream's dtype; Gemma's norm brings 1 + w in float32.
         norm.rounds_sum = rounds and not isinstance(norm, GemmaRMSNorm)
+        norm.rounds_sum |= isinstance(layer, GraniteDecoderLayer)
         _mix(norm, _RowsNorm)
     attention.qkv_proj.quant_method = _CutMethod(attention.qkv_proj)
     _mix(attention.qkv_proj, _RowsQKV)
-    _expect_positions(attention.rotary_emb, vllm_config.model_config.max_model_len)
+    expect_positions(attention.rotary_emb, vllm_config.model_config.max_model_len)
     attention.rotary_emb = copy.copy(attention.rotary_emb)  # vLLM shares one among layers and models
     _mix(attention.rotary_emb, _RowsRope)
     attention.attn.attn_backend = rows_backend(attention.attn.attn_backend, select)
@@ -126,13 +130,20 @@ class _KeepingNorm:
         if isinstance(x, Stream):
             return stock.forward(x.x)
         if isinstance(residual, Pending):
-            normed_TH, x_TH = stock.forward(x, residual.x_TH)
+            normed_TH, x_TH = self._add_and_norm(x, residual.x_TH)
             return normed_TH, Stream(x_TH, residual.rows_R)
         if isinstance(residual, Stream):
             attention_RH = x[residual.rows_R]
-            normed_TH, x_TH = stock.forward(x, residual.x)
+            normed_TH, x_TH = self._add_and_norm(x, residual.x)
             return normed_TH, Done(attention_RH, x_TH)
         return stock.forward(x, residual)
+
+    def _add_and_norm(self: Any, h_TH: Tensor, x_TH: Tensor) -> tuple[Tensor, Tensor]:
+        stock: Any = super()
+        if not self.adds_apart:
+            return stock.forward(h_TH, x_TH)
+        x_TH = x_TH + h_TH
+        return stock.forward(x_TH), x_TH
 
 
 class _RowsNorm:
@@ -163,6 +174,22 @@ class _RowsNorm:
             plus_one=isinstance(self, GemmaRMSNorm),
             round_sum=self.rounds_sum,
         )
+
+
+class _AddsScaled:
+    """Granite's layer as others are, its adds left to the norms; called as the stock model does, stock."""
+
+    def forward(self: Any, positions: Any, hidden_states: Any, residual: Any = None) -> Any:
+        stock: Any = super()
+        if residual is None and isinstance(hidden_states, Tensor):
+            return stock.forward(positions, hidden_states)
+        if residual is None:
+            normed, residual = self.input_layernorm(hidden_states), hidden_states
+        else:
+            normed, residual = self.input_layernorm(hidden_states, residual)
+        attention = self.self_attn(positions=positions, hidden_states=normed) * self.residual_multiplier
+        normed, residual = self.post_attention_layernorm(attention, residual)
+        return self.mlp(normed) * self.residual_multiplier, residual
 
 
 class _RowsQKV:
@@ -219,55 +246,15 @@ class _RowsRope:
         return stock.forward(positions, heads, key)[0]
 
 
+def _in_one_form(layer: Any) -> Any:
+    if type(layer) is GraniteDecoderLayer:
+        _mix(layer, _AddsScaled)
+    return layer
+
+
 def _mix(module: Any, mixin: type) -> None:
     stock = type(module)
     module.__class__ = type(f"{mixin.__name__.strip('_')}Of{stock.__name__}", (mixin, stock), {})
-
-
-def _norms(layer: Any) -> list[Any]:
-    accepted = list(inspect.signature(type(layer).forward).parameters)[1:4]
-    if set(accepted) != {"positions", "hidden_states", "residual"}:
-        raise _misfit(layer, f"takes {', '.join(accepted)}, not positions, hidden_states, residual")
-    norms = [child for child in layer.children() if type(child) in (RMSNorm, GemmaRMSNorm)]
-    if len(norms) not in (2, 4):
-        raise _misfit(layer, f"has {len(norms)} RMS norms, not 2 or 4")
-    return norms
-
-
-def _attention(layer: Any) -> Any:
-    """The layer's one attention, with one qkv projection, one rope and one cache."""
-    having = [
-        child for child in layer.children() if type(getattr(child, "qkv_proj", None)) is QKVParallelLinear
-    ]
-    if len(having) != 1:
-        raise _misfit(layer, f"has {len(having)} attentions with one projection of q, k and v, not 1")
-    attention = having[0]
-    if attention.qkv_proj.head_size != attention.qkv_proj.v_head_size:
-        raise _misfit(layer, "has values of another width than keys")
-    if not isinstance(
-        getattr(attention, "rotary_emb", None), RotaryEmbeddingBase | Phi3LongRoPEScaledRotaryEmbedding
-    ):
-        raise _misfit(layer, "has no rotary embedding of a known kind")
-    if getattr(getattr(attention, "attn", None), "attn_type", None) != "decoder":
-        raise _misfit(layer, "has no causal attention over one cache")
-    return attention
-
-
-def _expect_positions(rope: Any, max_model_len: int) -> None:
-    """Reading past a rope's table is undefined."""
-    if isinstance(rope, Phi3LongRoPEScaledRotaryEmbedding):
-        known = rope.max_position_embeddings
-    else:
-        known = rope.cos_sin_cache.shape[0]
-    if known < max_model_len:
-        raise ValueError(
-            f"the pre-trained model's rope covers {known} positions, the engine allows {max_model_len}: set "
-            f"max_model_len to {known} or less"
-        )
-
-
-def _misfit(layer: Any, why: str) -> ValueError:
-    return ValueError(f"vLLM's {type(layer).__name__} does not fit TuCo's executor: it {why}")
 
 
 def _norms_rounded_sum(vllm_config: VllmConfig) -> bool:

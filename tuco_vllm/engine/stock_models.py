@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tuco_vllm.engine.compat import PPMissingLayer, VllmConfig, init_vllm_registered_model
 
@@ -31,6 +31,13 @@ def without_head(model: Any) -> Any:
     decoder_of(model).norm = PPMissingLayer()
     model.lm_head = PPMissingLayer()
     return model
+
+
+def first_stream(model: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """x_0 ``[T, H]``: the embeddings, scaled where a family does that in its forward (Granite)."""
+    x_TH = inputs_embeds if inputs_embeds is not None else model.embed_input_ids(input_ids)
+    scale = getattr(model.config, "embedding_multiplier", None)
+    return x_TH if scale is None else x_TH * scale
 
 
 def decoder_of(model: Any) -> Any:
