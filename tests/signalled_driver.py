@@ -24,7 +24,7 @@ def start_engine(place, engines):
 
     class SlowScorer(FakeScorer):
         def step(self):
-            time.sleep(0.1)
+            time.sleep(0.3)
             return super().step()
 
     subprocess.Popen([sys.executable, "-c", f"{ENGINE!r}; import time; time.sleep(600)"])

@@ -157,7 +157,8 @@ def test_the_driver_killed_at_every_step(chaos, corpus, tmp_path):
 def test_vllms_engine_and_the_driver_killed(chaos, tmp_path):
     """The bundled pair on real engines: every row once and, where one looks, with the oracle's score."""
     path = tmp_path / "x.jsonl"
-    prompts = [f"What is {n}?" if n % 9 else "" for n in range(4000)]
+    # Long enough that the engine is still at work when the first part is written.
+    prompts = [f"What is {n}? " * 10 if n % 9 else "" for n in range(4000)]
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     pair = (tuco_vllm.demo.PT, tuco_vllm.demo.FT)
     # Steps 1 to 6 write job.json and run.json, each part and the run.json after it six more.

@@ -18,6 +18,8 @@ import pytest
 import signalled_driver
 from corpus.test_chaos import RAYS_AGENTS
 
+from tuco_vllm.corpus.cluster import _sigterm_is_ours
+
 pytestmark = pytest.mark.engine  # Ray
 
 DRIVER = Path(signalled_driver.__file__)
@@ -25,9 +27,9 @@ MARK = "TUCO_SIGNALLED"
 
 
 class Job:
-    """A running `tuco score` in a session of its own, as a terminal would start it."""
+    """A running `tuco score` in a session of its own, as a terminal would start it, or nohup."""
 
-    def __init__(self, models, folder):
+    def __init__(self, models, folder, ignores=()):
         self.out, self.temporary = folder / "out", folder / "tmp"
         self.temporary.mkdir()
         corpus = folder / "x.jsonl"
@@ -39,8 +41,19 @@ class Job:
         command = [sys.executable, str(DRIVER), "score", str(corpus), "--out", str(self.out)]
         command += ["--pt", str(models[0]), "--ft", str(models[1])]
         self._errors = (folder / "stderr").open("w+")
+
+        def dispositions():
+            """Whatever the tests themselves were started to ignore: in the background, a shell's SIGINT."""
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN if number in ignores else signal.SIG_DFL)
+
         self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=self._errors, env=env, start_new_session=True
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            env=env,
+            start_new_session=True,
+            preexec_fn=dispositions,
         )
 
     def until(self, moment):
@@ -132,13 +145,24 @@ def test_a_signal_ends_it_in_one_line_and_leaves_nothing(models, tmp_path, momen
         assert 0 < pq.read_table(job.out).num_rows < 9000
 
 
+def test_a_sigterm_that_ray_loses_is_ours():
+    """Ray's handler raises, and where it does nobody may be listening."""
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        for lost in (True, False):
+            with _sigterm_is_ours():
+                signal.signal(signal.SIGTERM, lambda *_: None)
+                if lost:
+                    signal.raise_signal(signal.SIGTERM)
+            assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_what_nohup_ignores_stays_ignored(models, tmp_path):
     """A job that is told to ignore SIGHUP is not ended by it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        job = Job(models, tmp_path)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    job = Job(models, tmp_path, ignores=[signal.SIGHUP])
     job.until("imports")
     job.send(signal.SIGHUP, group=True)
     time.sleep(0.5)

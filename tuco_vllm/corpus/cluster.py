@@ -73,12 +73,10 @@ class Cluster:
 
     def _connect(self, temporary: str) -> None:
         level = logging.INFO if self.debug else logging.CRITICAL
-        handler: Any = signal.getsignal(signal.SIGTERM)
-        in_main_thread = threading.current_thread() is threading.main_thread()
         try:
             if self.address is not None:
                 _check_reachable(self.address)
-            with nullcontext() if self.debug else _without_stderr():
+            with _sigterm_is_ours(), nullcontext() if self.debug else _without_stderr():
                 if self.address is not None:
                     ray.init(self.address, log_to_driver=self.debug, logging_level=level)
                     return
@@ -97,13 +95,6 @@ class Cluster:
                 f"reach Ray at --ray-address {self.address}" if self.address else "start Ray on this machine"
             )
             raise InputError(f"cannot {what}: {error}") from error
-        except SystemExit:  # how Ray's own handler of SIGTERM stops its start
-            signal.signal(signal.SIGTERM, handler)
-            signal.raise_signal(signal.SIGTERM)
-            raise
-        finally:
-            if in_main_thread:
-                signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which ends the process at once
 
     def engine_resources(self) -> dict[str, float]:
         """What Ray reserves for one engine. Raises InputError where there is no room for all of them."""
@@ -148,6 +139,32 @@ def _temporary_folder() -> Iterator[str]:
         except OSError as error:
             raise InputError(f"cannot start Ray on this machine: {error}; see TMPDIR") from error
         yield link if os.path.islink(link) else folder
+
+
+@contextmanager
+def _sigterm_is_ours() -> Iterator[None]:
+    """Behind this, SIGTERM has the handler that it had before, which also gets one that came within.
+
+    While Ray starts it puts handlers of its own. They end its start by an exception, which can get lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler: Any = signal.getsignal(signal.SIGTERM)
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(
+        write, warn_on_full_buffer=False
+    )  # told of every signal, whoever handles it
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(write)
+        with os.fdopen(read, "rb", buffering=0) as came:
+            terminated = signal.SIGTERM in (came.read() or b"")
+        if terminated:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _unlink(link: str) -> None:
