@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from typing import Any
 
+import engines
 import numpy as np
 import pytest
 import torch
@@ -34,7 +35,8 @@ def make_scheduler(pair_dirs):
         options = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 64}
         options |= {"async_scheduling": False, "block_size": BLOCK, "kv_cache_memory_bytes": 1 << 20}
         arguments = pair_arguments(pair, "generate", options, tuco_max_alpha=1.5)
-        config = arguments.create_engine_config()
+        with engines.only_configured():
+            config = arguments.create_engine_config()
         config.cache_config.num_gpu_blocks = blocks
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
         cache = KVCacheConfig(blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["a"], spec)])
