@@ -23,6 +23,9 @@ PAIRED_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_
 """What PT and FT must share: layers are compared one by one on one residual stream, and both models' KV
 caches have one block layout. Vocabulary, MLP width, rope, eps, norms, biases and windows may differ."""
 
+ROW_DTYPES = ("auto", "float32", "model")
+"""What the rows that scores are made of may be computed in: "auto" is float32 where the family allows it."""
+
 _CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _OTHER_FORMATS = ["*/*", "consolidated*"]  # of the same weights
 
@@ -110,6 +113,17 @@ def resolve_pair(
         for file in weight_files(checkpoint.directory):
             _read_header(file)
     return pair
+
+
+def expect_row_dtype(pair: ModelPair, row_dtype: str) -> None:
+    """InputError unless rows of ``pair`` can be computed as ``row_dtype`` says."""
+    if row_dtype not in ROW_DTYPES:
+        raise InputError(f"row_dtype must be one of {', '.join(ROW_DTYPES)}, not {row_dtype!r}")
+    if row_dtype == "float32" and not FAMILIES[pair.ft.architecture].float32_rows:
+        raise InputError(
+            f"{pair.ft.name} has experts ({pair.ft.architecture}), which vLLM computes in the model's dtype "
+            "only: leave --row-dtype out, or score with --dtype float32"
+        )
 
 
 def fingerprint(directory: Path) -> str:

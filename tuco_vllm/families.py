@@ -22,6 +22,8 @@ class Family(NamedTuple):
     """What its layers have beside Llama's."""
     unstated: Mapping[str, int] = {}
     """What transformers takes for a size that config.json does not have, where that is a number."""
+    float32_rows: bool = True
+    """Whether rows can be float32 where the model is not: vLLM's experts take the model's dtype only."""
     text_half: str | None = None
     """The architecture of the text half, where a checkpoint has others: all that is loaded of it."""
 
@@ -66,7 +68,7 @@ FAMILIES = {
         "Gemma 3 4B to 27B (text)",
         "as Gemma 3; the vision tower is left out, images are refused",
         {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
-        "Gemma3ForCausalLM",
+        text_half="Gemma3ForCausalLM",
     ),
     "Phi3ForCausalLM": Family(
         "phi3", "phi3", "Phi-3, Phi-4", "fused checkpoint, rope of part of a head, long rope, a window"
@@ -75,10 +77,20 @@ FAMILIES = {
         "granite", "granite", "Granite 3", "scaled embeddings, queries, A and M, added by the layer itself"
     ),
     "MixtralForCausalLM": Family(
-        "mixtral", "mixtral", "Mixtral", "experts, a window", {"num_key_value_heads": 8}
+        "mixtral",
+        "mixtral",
+        "Mixtral",
+        "experts, a window",
+        {"num_key_value_heads": 8},
+        float32_rows=False,
     ),
     "Qwen3MoeForCausalLM": Family(
-        "qwen3_moe", "qwen3_moe", "Qwen3-30B-A3B", "experts, norms of q and k", {"num_key_value_heads": 4}
+        "qwen3_moe",
+        "qwen3_moe",
+        "Qwen3-30B-A3B",
+        "experts, norms of q and k",
+        {"num_key_value_heads": 4},
+        float32_rows=False,
     ),
 }
 """Hugging Face architecture -> its row."""

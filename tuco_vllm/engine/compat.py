@@ -29,6 +29,11 @@ rows.py, and a layer's parts can be wrapped by a public name.
     GraniteDecoderLayer.forward(positions, hidden_states), RotaryEmbeddingBase.cos_sin_cache, .head_size,
     Phi3LongRoPEScaledRotaryEmbedding.max_position_embeddings, .head_size, .forward(positions, query, key),
     vllm.config.kernel.IrOpPriorityConfig.fused_add_rms_norm
+wide_rows.py: FT's layers a second time, on the same weights and cache, and products in float32. Until: an
+attention layer may be called twice in a step.
+    LinearBase.quant_method, vllm.model_executor.layers.attention.Attention.impl, .layer_name,
+    .kv_sharing_target_layer_name, vllm.config.CompilationConfig.static_forward_context,
+    vllm.model_executor.layers.rotary_embedding.base.RotaryEmbedding.forward_native(positions, query, key)
 rows.py, stock_layers.py, steering_rows.py: PT queries some rows against all keys. Until: an attention layer
 may be called with fewer queries than keys.
     vllm.model_executor.layers.attention.Attention.attn_backend, .attn_type, .layer_name,
@@ -135,7 +140,7 @@ from vllm.config import CacheConfig, CUDAGraphMode, VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.inputs import tokens_input
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
-from vllm.model_executor.layers.linear import LinearMethodBase, QKVParallelLinear
+from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, QKVParallelLinear
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.model_executor.layers.rotary_embedding.phi3_long_rope_scaled_rope import (

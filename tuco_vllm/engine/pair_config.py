@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from tuco_vllm.config import ROW_DTYPES
 from tuco_vllm.engine.compat import CUDAGraphMode, VllmConfig, breakable_cuda_graphs
+from tuco_vllm.families import Family
 
 SCHEDULER = "tuco_vllm.engine.scheduler.steering_scheduler"
 WORKER = "tuco_vllm.engine.steering_v1.SteeringWorker"
@@ -30,6 +32,24 @@ def configure(vllm_config: VllmConfig) -> None:
     if parallel.worker_cls not in ("auto", WORKER):
         raise ValueError(f"TuCo brings its own worker, {WORKER}: leave worker_cls unset")
     scheduler.scheduler_cls, parallel.worker_cls = SCHEDULER, WORKER
+
+
+def row_dtype_of(vllm_config: VllmConfig, family: Family) -> torch.dtype:
+    """What the rows that are read are computed in (``hf_overrides``: ``tuco_row_dtype``).
+
+    "auto", the default, is float32 for an engine that scores, unless vLLM has the family's layers in the
+    model's dtype only. What steers a text is always the model's. ValueError for what cannot be had.
+    """
+    model = vllm_config.model_config
+    wanted = getattr(model.hf_config, "tuco_row_dtype", "auto")
+    if wanted not in ROW_DTYPES:
+        raise ValueError(f"tuco_row_dtype is {wanted!r}: it must be one of {', '.join(ROW_DTYPES)}")
+    possible = family.float32_rows and model.runner_type == "pooling"
+    if wanted == "float32" and not possible:
+        why = "an engine that generates" if family.float32_rows else f"{family.known_as} (experts)"
+        raise ValueError(f"rows of {why} are computed in the model's dtype: tuco_row_dtype must be auto or model")
+    dtype: torch.dtype = model.dtype
+    return torch.float32 if possible and wanted != "model" else dtype
 
 
 def refuse_unsupported(vllm_config: VllmConfig) -> None:

@@ -9,12 +9,14 @@ import vllm
 from torch import Tensor
 from vllm import LLMEngine, PoolingParams
 
-from tuco_vllm.config import ModelPair
+from tuco_vllm.config import ModelPair, expect_row_dtype
 from tuco_vllm.engine.arguments import eager_or_compiled, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import hear_of_death
+from tuco_vllm.engine.pair_config import row_dtype_of
 from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError
+from tuco_vllm.families import FAMILIES
 
 Key = TypeVar("Key")
 
@@ -26,17 +28,27 @@ class Scorer:
 
     Args:
         pair: the checked models.
+        row_dtype: what scores are computed in beside the model's own dtype, one of ``config.ROW_DTYPES``.
         expected_tokens: about how many will be scored, if that is known: few are not worth compiling for.
         engine_args: vLLM ``EngineArgs`` fields, as users know them (``max_model_len``, ``dtype``, ...).
 
     Raises InputError for arguments that scoring fixes itself, EngineError when vLLM does not start.
     """
 
-    def __init__(self, pair: ModelPair, *, expected_tokens: int | None = None, **engine_args: Any) -> None:
+    def __init__(
+        self,
+        pair: ModelPair,
+        *,
+        row_dtype: str = "auto",
+        expected_tokens: int | None = None,
+        **engine_args: Any,
+    ) -> None:
+        expect_row_dtype(pair, row_dtype)
         engine_args, choice = eager_or_compiled(pair, engine_args, expected_tokens)
         if choice:
             explain(choice)
-        arguments = pair_arguments(pair, "pooling", {"skip_tokenizer_init": True, **engine_args})
+        engine_args = {"skip_tokenizer_init": True, **engine_args}
+        arguments = pair_arguments(pair, "pooling", engine_args, tuco_row_dtype=row_dtype)
         try:
             self.engine = LLMEngine.from_engine_args(arguments)
         except Exception as error:
@@ -48,6 +60,8 @@ class Scorer:
         self.num_layers: int = model_config.hf_text_config.num_hidden_layers
         self.vllm_version = VLLM_VERSION
         self.dtype = str(model_config.dtype).removeprefix("torch.")
+        rows = row_dtype_of(self.engine.vllm_config, FAMILIES[pair.ft.architecture])
+        self.row_dtype = str(rows).removeprefix("torch.")
         self.max_num_seqs: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self._params = PoolingParams(task="classify")
         self._next_id = 0

@@ -61,7 +61,8 @@ class SteeringModel(nn.Module):
         for layer in self.ft_layers:
             keep_rows(layer)
         open_norm(decoder_of(ft_model).norm, self.ft_layers[-1])
-        self.attention_names = [query_rows(layer, vllm_config, select) for layer in self.pt_layers]
+        dtype = vllm_config.model_config.dtype  # what steers the stream is rounded as the stream is
+        self.attention_names = [query_rows(layer, vllm_config, select, dtype) for layer in self.pt_layers]
         """The engine's names of PT's attention layers."""
 
     def forward(

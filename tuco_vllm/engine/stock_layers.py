@@ -18,7 +18,8 @@ post-norms get tensors), so A and M are what joins the stream (paper §3), A + M
 
 ``keep_rows`` is for FT's layers: they run on all tokens, bit for bit vLLM's, and hand out A on the rows.
 ``query_rows`` is for PT's layers, and for FT's last when it scores: keys and values of all tokens, all else
-on rows. Granite's layer adds A and M itself, scaled; it is given the form above first (``_AddsScaled``).
+on rows, which may be float32 where the model is not (``wide_rows``). Granite's layer adds A and M itself,
+scaled; it is given the form above first (``_AddsScaled``).
 
 Shape suffixes: T tokens that the layer is called for, R rows, H hidden size.
 """
@@ -39,6 +40,15 @@ from tuco_vllm.engine.compat import (
 )
 from tuco_vllm.engine.layer_structure import attention_of, expect_positions, norms_of
 from tuco_vllm.engine.rows import Selection, rows_backend
+from tuco_vllm.engine.wide_rows import (
+    Float32Method,
+    float32_rope,
+    mix,
+    part_of,
+    sharing_cache,
+    twin,
+    widen,
+)
 
 
 class Pending(NamedTuple):
@@ -53,6 +63,17 @@ class Stream(NamedTuple):
 
     x: Tensor
     rows_R: Tensor | None
+
+
+class Again(NamedTuple):
+    """The stream on the rows, for a layer that has run on all tokens before.
+
+    ``written_RH`` stands in for the keys, which nobody reads. It must come of that layer's attention output:
+    then no compiler puts the second run's attention before the first one's keys are in the cache.
+    """
+
+    x_RH: Tensor
+    written_RH: Tensor
 
 
 class Done(NamedTuple):
@@ -88,6 +109,12 @@ def layer_arguments(x_TH: Tensor, delta_TH: Tensor | None, rows_R: Tensor) -> di
     return {"hidden_states": delta_TH, "residual": Pending(x_TH, rows_R)}
 
 
+def stream_on_rows(x_TH: Tensor, delta_TH: Tensor | None, rows_R: Tensor, dtype: torch.dtype) -> Tensor:
+    """The stream that a layer is given, on the rows; summed in ``dtype``."""
+    x_RH = x_TH[rows_R].to(dtype)
+    return x_RH if delta_TH is None else delta_TH[rows_R].to(dtype) + x_RH
+
+
 def keep_rows(layer: Any) -> None:
     """Let a stock layer hand out its attention output on rows; to its stream nothing changes."""
     for norm in norms_of(_in_one_form(layer)):
@@ -97,28 +124,45 @@ def keep_rows(layer: Any) -> None:
 def open_norm(norm: Any, layer: Any) -> None:
     """Let a norm on FT's stream, one of ``layer``'s or the last one behind it, add as that layer does."""
     norm.adds_apart = isinstance(layer, GraniteDecoderLayer)
-    _mix(norm, _KeepingNorm)
+    mix(norm, _KeepingNorm)
 
 
-def query_rows(layer: Any, vllm_config: VllmConfig, select: Selection) -> str:
+def rows_again(layer: Any, vllm_config: VllmConfig, select: Selection) -> Any:
+    """A second layer of the weights and the cache of a stock one, for float32 rows alone (``Again``)."""
+    again = twin(layer)
+    attention = attention_of(again)
+    attention.attn = sharing_cache(attention.attn, vllm_config)
+    query_rows(again, vllm_config, select, torch.float32)
+    mix(attention.qkv_proj, _QueryOnly)
+    return again
+
+
+def query_rows(layer: Any, vllm_config: VllmConfig, select: Selection, row_dtype: torch.dtype) -> str:
     """Cut a stock layer to rows: q, attention and all after it; k and v stay those of all tokens.
 
-    Returns the engine's name of its attention. ``select`` says which rows of a batch the queries are. Before
-    the weights load: q's and kv's are parted behind that. ValueError says what of the layer does not fit.
+    Returns the engine's name of its attention. ``select`` says which rows of a batch the queries are,
+    ``row_dtype`` what they are computed in: the model's dtype, or float32. Before the weights load: q's and
+    kv's are parted behind that. ValueError says what of the layer does not fit.
     """
     norms, attention = norms_of(_in_one_form(layer)), attention_of(layer)
+    wide = row_dtype != vllm_config.model_config.dtype
     rounds = _norms_rounded_sum(vllm_config)
     for norm in norms:
         # vLLM's kernel is for weights of the stream's dtype; Gemma's norm brings 1 + w in float32.
         norm.rounds_sum = rounds and not isinstance(norm, GemmaRMSNorm)
         norm.rounds_sum |= isinstance(layer, GraniteDecoderLayer)
-        _mix(norm, _RowsNorm)
-    attention.qkv_proj.quant_method = _CutMethod(attention.qkv_proj)
-    _mix(attention.qkv_proj, _RowsQKV)
+        norm.row_dtype, norm.wide = row_dtype, wide
+        mix(norm, _RowsNorm)
+    attention.qkv_proj.quant_method = _CutMethod(attention.qkv_proj, wide)
+    mix(attention.qkv_proj, _RowsQKV)
     expect_positions(attention.rotary_emb, vllm_config.model_config.max_model_len)
+    turn_rows = float32_rope(attention.rotary_emb) if wide else None
     attention.rotary_emb = copy.copy(attention.rotary_emb)  # vLLM shares one among layers and models
-    _mix(attention.rotary_emb, _RowsRope)
+    mix(attention.rotary_emb, _RowsRope)
+    attention.rotary_emb.turn_rows = turn_rows
     attention.attn.attn_backend = rows_backend(attention.attn.attn_backend, select)
+    if wide:
+        widen(layer, attention)
     return str(attention.attn.layer_name)
 
 
@@ -149,27 +193,38 @@ class _KeepingNorm:
 class _RowsNorm:
     """PT's: writes into nothing it is given, since FT's layer has yet to run on it."""
 
-    def forward(self, x: Any, residual: Any = None) -> Any:
+    def forward(self: Any, x: Any, residual: Any = None) -> Any:
+        if isinstance(x, Again):
+            return Both(x.written_RH, self._add_and_norm(None, x.x_RH))
         if isinstance(x, Stream):
-            return self._both(self._add_and_norm(None, x.x), x.rows_R)
+            return self._both(None, x.x, x.rows_R, None)
         if isinstance(residual, Pending):
-            rows_R = residual.rows_R
-            normed = self._both(self._add_and_norm(x, residual.x_TH), rows_R)
-            return normed, Stream(x[rows_R] + residual.x_TH[rows_R], None)
+            x_RH = stream_on_rows(residual.x_TH, x, residual.rows_R, self.row_dtype)
+            return self._both(x, residual.x_TH, residual.rows_R, x_RH), Stream(x_RH, None)
+        if isinstance(residual, Again):
+            return self._add_and_norm(x, residual.x_RH), Done(x, None)
         if isinstance(residual, Stream):
-            x_RH = residual.x if residual.rows_R is None else residual.x[residual.rows_R]
+            x_RH = residual.x
+            if residual.rows_R is not None:
+                x_RH = stream_on_rows(x_RH, None, residual.rows_R, self.row_dtype)
             return self._add_and_norm(x, x_RH), Done(x, None)
+        if self.wide:
+            return self._add_and_norm(None, x)
         stock: Any = super()
         return stock.forward(x, residual)
 
-    def _both(self, normed_TH: Tensor, rows_R: Any) -> Both:
-        return Both(normed_TH, normed_TH[rows_R])
+    def _both(self: Any, h_TH: Any, x_TH: Tensor, rows_R: Any, x_RH: Tensor | None) -> Both:
+        normed_TH = self._add_and_norm(h_TH, x_TH)
+        if not self.wide:
+            return Both(normed_TH, normed_TH[rows_R])
+        x_RH = stream_on_rows(x_TH, None, rows_R, self.row_dtype) if x_RH is None else x_RH
+        return Both(normed_TH, self._add_and_norm(None, x_RH))
 
     def _add_and_norm(self: Any, h: Tensor | None, x: Tensor) -> Tensor:
         return add_rms_norm(
             h,
             x,
-            self.weight,
+            self.weight.to(x.dtype) if x.dtype == torch.float32 else self.weight,
             self.variance_epsilon,
             plus_one=isinstance(self, GemmaRMSNorm),
             round_sum=self.rounds_sum,
@@ -196,16 +251,26 @@ class _RowsQKV:
     """q of the rows, k and v of all tokens."""
 
     def forward(self: Any, normed: Both) -> tuple[Projected, None]:
-        query_RQ = self.quant_method.product(self.q_part, normed.rows)
-        key_value_T2K = self.quant_method.product(self.kv_part, normed.tokens)
+        query_RQ = self.quant_method.of_query.apply(self.q_part, normed.rows, self.q_part.bias)
+        key_value_T2K = self.quant_method.stock.apply(self.kv_part, normed.tokens, self.kv_part.bias)
         return Projected(query_RQ, *key_value_T2K.chunk(2, dim=-1)), None
+
+
+class _QueryOnly:
+    """q of the rows; in place of keys and values, which are in the cache, what came after they got there."""
+
+    def forward(self: Any, normed: Both) -> tuple[Projected, None]:
+        query_RQ = self.quant_method.of_query.apply(self.q_part, normed.rows, self.q_part.bias)
+        stand_in_RK = normed.tokens[:, :1].repeat(1, self.num_kv_heads * self.head_size)
+        return Projected(query_RQ, stand_in_RK, stand_in_RK), None
 
 
 class _CutMethod(LinearMethodBase):
     """Parts the weight that a stock loader has filled: q's rows and kv's, views of it, a product each."""
 
-    def __init__(self, qkv: Any) -> None:
+    def __init__(self, qkv: Any, wide: bool) -> None:
         self.stock = qkv.quant_method
+        self.of_query = Float32Method() if wide else self.stock
         self.q_size = qkv.num_heads * qkv.head_size
 
     def create_weights(self, layer: Any, *args: Any, **kwargs: Any) -> None:
@@ -213,20 +278,13 @@ class _CutMethod(LinearMethodBase):
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """vLLM calls this once, on every module's method."""
-        for name, part in (("q_part", slice(self.q_size)), ("kv_part", slice(self.q_size, None))):
-            product = nn.Module()
-            for key in ("weight", "bias"):
-                whole = getattr(layer, key)
-                cut = None if whole is None else nn.Parameter(whole.data[part], requires_grad=False)
-                product.register_parameter(key, cut)
-            self.stock.process_weights_after_loading(product)
-            setattr(layer, name, product)
+        layer.q_part = part_of(layer, stop=self.q_size)
+        self.of_query.process_weights_after_loading(layer.q_part)
+        if not isinstance(layer, _QueryOnly):
+            layer.kv_part = part_of(layer, start=self.q_size)
+            self.stock.process_weights_after_loading(layer.kv_part)
         layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)  # a CPU has packed copies
         layer.bias = None
-
-    def product(self, part: Any, x: Tensor) -> Tensor:
-        """``x`` times one part's weight, plus its bias."""
-        return self.stock.apply(part, x, part.bias)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The whole product is never taken."""
@@ -237,7 +295,10 @@ class _RowsRope:
     """Each at its own positions."""
 
     def forward(self: Any, positions: Both, query_RQ: Tensor, key_TK: Tensor) -> tuple[Tensor, Tensor]:
-        return self._turn(positions.rows, query_RQ), self._turn(positions.tokens, key_TK)
+        turn_rows = self.turn_rows or self._turn
+        # Attention takes queries of the cache's dtype.
+        query_RQ = turn_rows(positions.rows, query_RQ).to(key_TK.dtype)
+        return query_RQ, self._turn(positions.tokens, key_TK)
 
     def _turn(self: Any, positions: Tensor, heads: Tensor) -> Tensor:
         stock: Any = super()
@@ -248,13 +309,8 @@ class _RowsRope:
 
 def _in_one_form(layer: Any) -> Any:
     if type(layer) is GraniteDecoderLayer:
-        _mix(layer, _AddsScaled)
+        mix(layer, _AddsScaled)
     return layer
-
-
-def _mix(module: Any, mixin: type) -> None:
-    stock = type(module)
-    module.__class__ = type(f"{mixin.__name__.strip('_')}Of{stock.__name__}", (mixin, stock), {})
 
 
 def _norms_rounded_sum(vllm_config: VllmConfig) -> bool:
