@@ -84,7 +84,9 @@ class LocalPipeline:
 
     def facts(self) -> EngineFacts:
         engine = self._engine
-        return EngineFacts(engine.dtype, engine.max_model_len, engine.num_layers, "none", "none")
+        return EngineFacts(
+            engine.dtype, engine.dtype, engine.max_model_len, engine.num_layers, "none", "none"
+        )
 
     def engine_starts(self) -> dict[int, str]:
         return {}

@@ -1,4 +1,4 @@
-"""How wrong is a score in 16 bits? Rows in float32, rows in the model's dtype, and Hugging Face, against float64.
+"""How wrong is a score in 16 bits? Rows in float32, in the model's dtype, and Hugging Face, against float64.
 
     python bench/precision.py                        a random pair, PT and FT ever nearer to each other
     python bench/precision.py --pt P --ft F          a pair of yours (two models in float64 must fit)
@@ -120,10 +120,12 @@ def _tokens(prompts: list[list[int]]) -> dict[str, int]:
 
 def _print(record: dict[str, Any]) -> None:
     ways = record["ways"]
-    print(f"{record['pair']}, {record['dtype']}: TuCo {ways['float64']['tuco']:.2e}, {record['prompts']} prompts")
+    tuco = ways["float64"]["tuco"]
+    print(f"{record['pair']}, {record['dtype']}: TuCo {tuco:.2e}, {record['prompts']} prompts")
     for way, errors in ways.items():
         if way != "float64":
-            print(f"  {way:24} mean {errors['mean']:.1e}  max {errors['max']:.1e}  bias {errors['bias']:+.1e}")
+            mean, most, bias = errors["mean"], errors["max"], errors["bias"]
+            print(f"  {way:24} mean {mean:.1e}  max {most:.1e}  bias {bias:+.1e}")
 
 
 def _arguments() -> argparse.Namespace:

@@ -72,7 +72,7 @@ class FakeScorer:
     """
 
     vllm_version = "0.0.fake"
-    dtype = "float32"
+    dtype = row_dtype = "float32"
     num_layers = LAYERS
 
     def __init__(self, place=0, engines=1, *, max_model_len=64, window=4, dies_after=None):
@@ -143,7 +143,14 @@ class LocalPipeline:
 
     def facts(self):
         engine = self._scorer
-        return EngineFacts(engine.dtype, engine.max_model_len, engine.num_layers, engine.vllm_version, "0")
+        return EngineFacts(
+            engine.dtype,
+            engine.row_dtype,
+            engine.max_model_len,
+            engine.num_layers,
+            engine.vllm_version,
+            "0",
+        )
 
     def engine_starts(self):
         return {}

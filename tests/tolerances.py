@@ -21,6 +21,10 @@ SIXTEEN_BIT_FACTOR = 2.0
 """The engine's largest error in bfloat16 or float16 against Hugging Face's own in it on the same prompts: the
 two round at the same places, in another order. A factor, so that no absolute figure has to be invented."""
 
+WIDE_ROWS = 0.5
+"""Mean |dTuCo| of a light pair in bfloat16, rows in float32 against rows in bfloat16: what is left is rounding
+of keys, values, queries and attention's output. Measured MEASURED."""
+
 ORACLE_FLOAT64 = 1e-9
 """Two ways to the same float64 number (batched, alone; sums against the stream), relative."""
 
@@ -54,3 +58,7 @@ KERNEL_STEER = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}
 KERNEL_STEER_ABSOLUTE = 5e-6
 """The same, of numbers up to 5 and |1 - alpha| up to 1.5: five float32 steps at up to 30 are off by 2e-6 each
 at the very most, and half that together in practice."""
+
+KERNEL_ROW_LINEAR = 1e-6
+"""A float32 product of up to 301 terms against float64, relative to the sum of their sizes: each of at most
+so many additions is off by 6e-8 of a partial sum, and they average; products of 16-bit weights add 2**-24."""

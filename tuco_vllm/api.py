@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tuco_vllm.config import resolve_pair
+from tuco_vllm.config import expect_row_dtype, resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import PromptEncoder, PromptError, load_tokenizer
 from tuco_vllm.records import PromptInput, TucoScore
@@ -25,6 +25,9 @@ class TucoLLM:
         task: "score" for whole corpora of prompts, "generate" for completions under any alpha; the latter
             scores prompts as well, at a generating engine's speed.
         max_alpha: the largest alpha that ``generate`` takes.
+        row_dtype: what an engine that scores computes a 16-bit model's scores in: "float32", "model" (the
+            model's dtype) or "auto", float32 where vLLM's layers of the family allow it. What it generates is
+            steered in the model's dtype.
         chat_template, system_prompt, on_long: how prompts become tokens, see ``prompts.PromptEncoder``.
         engine_args: any field of vLLM's EngineArgs: ``max_model_len``, ``dtype``, ``tensor_parallel_size``,
             ``gpu_memory_utilization``, ``enforce_eager``, ...
@@ -40,6 +43,7 @@ class TucoLLM:
         *,
         task: str = "score",
         max_alpha: float = MAX_ALPHA,
+        row_dtype: str = "auto",
         chat_template: str = "auto",
         system_prompt: str | None = None,
         on_long: str = "error",
@@ -51,6 +55,9 @@ class TucoLLM:
             raise InputError(f"max_alpha must be a finite number from 1 up, not {max_alpha}")
         trust_remote_code = bool(engine_args.get("trust_remote_code", False))
         self.pair = resolve_pair(pt, ft, trust_remote_code=trust_remote_code)
+        expect_row_dtype(self.pair, row_dtype)
+        if task == "generate" and row_dtype == "float32":
+            raise InputError('task="generate" steers and scores in the model\'s dtype: leave row_dtype out')
         self.tokenizer = load_tokenizer(self.pair.ft.directory, trust_remote_code=trust_remote_code)
         self._encoder = PromptEncoder(
             self.tokenizer,
@@ -65,7 +72,7 @@ class TucoLLM:
         from tuco_vllm.engine.scorer import Scorer
 
         if task == "score":
-            self._engine: Any = Scorer(self.pair, **engine_args)
+            self._engine: Any = Scorer(self.pair, row_dtype=row_dtype, **engine_args)
         else:
             from tuco_vllm.engine.generator import Generator
 
@@ -88,6 +95,11 @@ class TucoLLM:
     def dtype(self) -> str:
         """What the engine computes in, such as "bfloat16"."""
         return self._engine.dtype
+
+    @property
+    def row_dtype(self) -> str:
+        """What the rows that scores are made of are computed in."""
+        return self._engine.row_dtype
 
     def score(self, prompts: Sequence[PromptInput]) -> list[TucoScore]:
         """TuCo of every prompt at its last token, in order.

@@ -78,11 +78,12 @@ def _say_error(message: str, debug: bool) -> None:
 
 def _score(arguments: argparse.Namespace) -> int:
     from tuco_vllm.analysis.tables import print_summary
-    from tuco_vllm.config import resolve_pair
+    from tuco_vllm.config import expect_row_dtype, resolve_pair
     from tuco_vllm.corpus.run import score_corpus
 
     job = _score_job(arguments)
     pair = resolve_pair(arguments.pt, arguments.ft, trust_remote_code=arguments.trust_remote_code)
+    expect_row_dtype(pair, arguments.row_dtype)
 
     def open_pipeline(tokens: int) -> "Pipeline":
         from tuco_vllm.corpus.cluster import Cluster
@@ -117,6 +118,7 @@ def _score_job(arguments: argparse.Namespace) -> "ScoreJob":
         on_long=arguments.on_long,
         max_model_len=arguments.max_model_len,
         dtype=arguments.dtype,
+        row_dtype=arguments.row_dtype,
         limit=arguments.limit,
         layers=not arguments.no_layers,
         prompt=not arguments.no_prompt,
@@ -131,6 +133,7 @@ def _engine_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was asked for; vLLM's own defaults stand for the rest."""
     given = {
         "dtype": arguments.dtype,
+        "row_dtype": arguments.row_dtype,
         "max_model_len": arguments.max_model_len,
         "gpu_memory_utilization": arguments.gpu_memory_utilization,
         "enforce_eager": arguments.enforce_eager,
@@ -216,6 +219,8 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add("--on-long", choices=("error", "truncate-left", "truncate-right"), default="error")
     add("--max-model-len", type=_positive, metavar="TOKENS")
     add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
+    rows = "what 16-bit models' scores are computed in; default: float32 where a family allows it"
+    add("--row-dtype", choices=("auto", "float32", "model"), default="auto", help=rows)
     add("--no-layers", action="store_true", help="leave out the per-layer norms")
     add("--no-prompt", action="store_true", help="leave out the prompts")
     add("--limit", type=_positive, metavar="ROWS", help="score only the first rows")

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tuco_vllm.analysis.rounding import rounding_warning
 from tuco_vllm.records import STATE, SUCCESS
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -91,6 +92,10 @@ def print_summary(directory: Path, console: Console | None = None) -> Summary:
     for name, value in summary.tuco.items():
         table.add_row(f"TuCo {name}", f"{value:.4f}")
     console.print(table)
+    engine = _field(run, "engine")
+    dtypes = str(engine.get("dtype")), str(engine.get("row_dtype", engine.get("dtype")))
+    if summary.tuco and (warning := rounding_warning(*dtypes, summary.tuco["50%"])):
+        console.print(Text(warning, style="yellow"))
     return summary
 
 

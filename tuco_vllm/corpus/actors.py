@@ -101,7 +101,12 @@ class EngineActor:
                 engine = start_engine(place % engines_on_node, engines_on_node)
             board.starting.remote(self._number, self._start.text())
             self._facts = EngineFacts(
-                engine.dtype, engine.max_model_len, engine.num_layers, engine.vllm_version, ray.__version__
+                engine.dtype,
+                engine.row_dtype,
+                engine.max_model_len,
+                engine.num_layers,
+                engine.vllm_version,
+                ray.__version__,
             )
             board.ready.remote(self._number, self._facts)
             return engine

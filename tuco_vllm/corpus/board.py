@@ -13,6 +13,7 @@ class EngineFacts:
     """What is the same for all engines of a job, known once one has started."""
 
     dtype: str
+    row_dtype: str
     max_model_len: int
     num_layers: int
     vllm_version: str
@@ -21,7 +22,7 @@ class EngineFacts:
     @classmethod
     def unknown(cls, dtype: str) -> "EngineFacts":
         """Where there was nothing to score, and so no engine."""
-        return cls(dtype, 0, 0, "", "")
+        return cls(dtype, dtype, 0, 0, "", "")
 
 
 @dataclass(frozen=True)

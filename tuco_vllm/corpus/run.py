@@ -67,6 +67,7 @@ class ScoreJob:
     on_long: str = "error"
     max_model_len: int | None = None
     dtype: str = "auto"
+    row_dtype: str = "auto"
     limit: int | None = None
     layers: bool = True
     prompt: bool = True
@@ -94,6 +95,7 @@ class ScoreJob:
             "on_long": self.on_long,
             "max_model_len": self.max_model_len,
             "dtype": self.dtype,
+            "row_dtype": self.row_dtype,
             "columns": asdict(self.columns),
             "limit": self.limit,
             "layers": self.layers,
@@ -258,6 +260,7 @@ def _metadata(
         "tuco.pt_fingerprint": pair.pt.fingerprint,
         "tuco.ft_fingerprint": pair.ft.fingerprint,
         "tuco.dtype": facts.dtype,
+        "tuco.row_dtype": facts.row_dtype,
         "tuco.vllm_version": facts.vllm_version,
         "tuco.chat_template_sha256": template_sha256 or "",
         "tuco.command": shlex.join(job.command).encode(errors="replace").decode(),
@@ -274,6 +277,7 @@ def _details(job: ScoreJob, pair: ModelPair, facts: EngineFacts) -> dict[str, An
         },
         "engine": {
             "dtype": facts.dtype,
+            "row_dtype": facts.row_dtype,
             "max_model_len": facts.max_model_len,
             "num_layers": facts.num_layers,
         },

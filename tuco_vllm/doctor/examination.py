@@ -50,6 +50,8 @@ def examine(pair: ModelPair, prompts: Path | None, console: Console) -> None:
     engine: dict[str, Any] = {"enforce_eager": True, "max_model_len": SAMPLE_TOKENS}
     with TucoLLM(pair.pt.directory, pair.ft.directory, **engine) as llm:
         scores, dtype = llm.score(list(sample)), llm.dtype
+        if llm.row_dtype != dtype:
+            dtype = f"{dtype} with {llm.row_dtype} rows"
     found = compare(scores, sample, reference, dtype)
     console.print(_precision_table(found))
     console.print(found.verdict())

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tuco_vllm.analysis.rounding import NOTABLE
 from tuco_vllm.oracle import Oracle
 from tuco_vllm.records import TucoScore
 
@@ -21,7 +22,7 @@ class Precision:
     """The same prompts scored twice. Arrays have an entry a prompt."""
 
     dtype: str
-    """The engine's."""
+    """The engine's, and, where it is another, that of the rows."""
     truth: NDArray[np.float64]
     """TuCo by the reference."""
     error: NDArray[np.float64]
@@ -55,10 +56,6 @@ class Precision:
         if share > NOTABLE:
             text += " Smaller differences mean nothing: score with --dtype float32 where they matter."
         return text
-
-
-NOTABLE = 0.05
-"""Share of TuCo from which an error is worth a warning: effects of a few hundredths of it are reported."""
 
 
 def compare(

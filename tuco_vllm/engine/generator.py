@@ -40,7 +40,7 @@ class Generator:
         model_config = self.llm.llm_engine.model_config
         self.max_model_len: int = model_config.max_model_len
         self.num_layers: int = model_config.hf_text_config.num_hidden_layers
-        self.dtype = str(model_config.dtype).removeprefix("torch.")
+        self.dtype = self.row_dtype = str(model_config.dtype).removeprefix("torch.")
 
     def generate(
         self,

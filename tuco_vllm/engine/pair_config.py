@@ -34,22 +34,24 @@ def configure(vllm_config: VllmConfig) -> None:
     scheduler.scheduler_cls, parallel.worker_cls = SCHEDULER, WORKER
 
 
-def row_dtype_of(vllm_config: VllmConfig, family: Family) -> torch.dtype:
-    """What the rows that are read are computed in (``hf_overrides``: ``tuco_row_dtype``).
+def rows_are_wide(vllm_config: VllmConfig, family: Family) -> bool:
+    """Whether the rows that are read are computed in float32, and the model is not.
 
-    "auto", the default, is float32 for an engine that scores, unless vLLM has the family's layers in the
-    model's dtype only. What steers a text is always the model's. ValueError for what cannot be had.
+    ``hf_overrides`` may have ``tuco_row_dtype``, one of ``config.ROW_DTYPES``. "auto", the default, means
+    float32 for an engine that scores, unless vLLM has the family's layers in the model's dtype only. What
+    steers a text is always the model's. ValueError for what cannot be had.
     """
     model = vllm_config.model_config
     wanted = getattr(model.hf_config, "tuco_row_dtype", "auto")
     if wanted not in ROW_DTYPES:
         raise ValueError(f"tuco_row_dtype is {wanted!r}: it must be one of {', '.join(ROW_DTYPES)}")
+    if model.dtype == torch.float32 or wanted == "model":
+        return False
     possible = family.float32_rows and model.runner_type == "pooling"
     if wanted == "float32" and not possible:
-        why = "an engine that generates" if family.float32_rows else f"{family.known_as} (experts)"
-        raise ValueError(f"rows of {why} are computed in the model's dtype: tuco_row_dtype must be auto or model")
-    dtype: torch.dtype = model.dtype
-    return torch.float32 if possible and wanted != "model" else dtype
+        whose = "an engine that generates" if family.float32_rows else f"{family.known_as} (experts)"
+        raise ValueError(f"rows of {whose} are the model's dtype: tuco_row_dtype must be auto or model")
+    return possible
 
 
 def refuse_unsupported(vllm_config: VllmConfig) -> None:

@@ -20,7 +20,7 @@ from tuco_vllm.engine.compat import (
     get_forward_context,
     set_model_tag,
 )
-from tuco_vllm.engine.pair_config import SCHEDULER, refuse_unsupported, row_dtype_of
+from tuco_vllm.engine.pair_config import SCHEDULER, refuse_unsupported, rows_are_wide
 from tuco_vllm.engine.parent_watch import end_with_parent
 from tuco_vllm.engine.rows import LastRows
 from tuco_vllm.engine.scoring_model import ScoringModel
@@ -56,7 +56,7 @@ class ContributionPooler(Pooler):
 class TucoForCausalLM(nn.Module):
     """A pre-trained and a fine-tuned model in one engine.
 
-    Config (``hf_overrides``): ``tuco_pt``, PT's directory or hub id; ``tuco_row_dtype``, as ``row_dtype_of``
+    Config (``hf_overrides``): ``tuco_pt``, PT's directory or hub id; ``tuco_row_dtype``, as ``rows_are_wide``
     has it. Raises InputError or ValueError,
     naming the mend, for a pair or an engine option that cannot be scored correctly.
     """
@@ -87,14 +87,14 @@ class TucoForCausalLM(nn.Module):
             self.secondary_weights = (pt_source(str(pair.pt.directory)),)
         self.model: Any
         if self.scores_prompts:
-            row_dtype = row_dtype_of(vllm_config, FAMILIES[pair.ft.architecture])
-            vllm_config.additional_config["tuco_row_dtype"] = str(row_dtype)
+            wide = rows_are_wide(vllm_config, FAMILIES[pair.ft.architecture])
+            vllm_config.additional_config["tuco_wide_rows"] = wide
             self.model = ScoringModel(
                 vllm_config=vllm_config,
                 prefix="model",
                 architecture=architecture,
                 pt_config=pt_config,
-                row_dtype=row_dtype,
+                wide=wide,
             )
             self.last_rows = LastRows(vllm_config, self.model.rows_layer_name)
             self.pooler = ContributionPooler(self.model.num_layers)

@@ -13,7 +13,7 @@ from tuco_vllm.config import ModelPair, expect_row_dtype
 from tuco_vllm.engine.arguments import eager_or_compiled, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import hear_of_death
-from tuco_vllm.engine.pair_config import row_dtype_of
+from tuco_vllm.engine.pair_config import rows_are_wide
 from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError
 from tuco_vllm.families import FAMILIES
@@ -60,8 +60,8 @@ class Scorer:
         self.num_layers: int = model_config.hf_text_config.num_hidden_layers
         self.vllm_version = VLLM_VERSION
         self.dtype = str(model_config.dtype).removeprefix("torch.")
-        rows = row_dtype_of(self.engine.vllm_config, FAMILIES[pair.ft.architecture])
-        self.row_dtype = str(rows).removeprefix("torch.")
+        wide = rows_are_wide(self.engine.vllm_config, FAMILIES[pair.ft.architecture])
+        self.row_dtype = "float32" if wide else self.dtype
         self.max_num_seqs: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self._params = PoolingParams(task="classify")
         self._next_id = 0

@@ -19,9 +19,9 @@ from tuco_kernels import accumulate_contribution
 
 from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import last_tokens
+from tuco_vllm.engine.rows_projection import Both
 from tuco_vllm.engine.stock_layers import (
     Again,
-    Both,
     keep_rows,
     layer_arguments,
     query_rows,
@@ -36,7 +36,7 @@ class ScoringModel(nn.Module):
     """FT's layers and PT's, interleaved; returns norms instead of hidden states.
 
     ``architecture`` is both models', ``pt_config`` PT's Hugging Face config; FT's is the engine's own.
-    ``row_dtype`` is the model's dtype, or float32.
+    ``wide``: rows are float32, and the model is not.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ScoringModel(nn.Module):
         prefix: str = "",
         architecture: str,
         pt_config: Any,
-        row_dtype: torch.dtype,
+        wide: bool,
     ) -> None:
         super().__init__()
         self.ft = without_head(ft_model(vllm_config, architecture, f"{prefix}.ft"))
@@ -54,15 +54,14 @@ class ScoringModel(nn.Module):
         self.ft_layers, self.pt_layers = (list(decoder_of(model).layers) for model in (self.ft, self.pt))
         self.num_layers = len(self.ft_layers)
         self.hidden_size: int = pt_config.get_text_config().hidden_size
-        self.row_dtype = row_dtype
         self.ft_again = nn.ModuleList()
         """FT's layers but the last, whose own run is on rows; empty where rows are the model's dtype."""
-        if row_dtype != vllm_config.model_config.dtype:
+        if wide:
             self.ft_again.extend(rows_again(ft, vllm_config, last_tokens) for ft in self.ft_layers[:-1])
         for layer in self.ft_layers[:-1]:
             keep_rows(layer)
         for layer in [self.ft_layers[-1], *self.pt_layers]:
-            self.rows_layer_name = query_rows(layer, vllm_config, last_tokens, row_dtype)
+            self.rows_layer_name = query_rows(layer, vllm_config, last_tokens, wide)
         """The engine's name of one layer on rows, whose attention metadata holds them (``rows``)."""
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
@@ -88,7 +87,7 @@ class ScoringModel(nn.Module):
             is_last = index == self.num_layers - 1  # past it nothing reads FT's other tokens
             arguments = layer_arguments(x_TH, delta_TH, rows)
             again = self.ft_again[index] if index < len(self.ft_again) else None
-            x_RH = stream_on_rows(x_TH, delta_TH, rows, self.row_dtype) if again else None
+            x_RH = stream_on_rows(x_TH, delta_TH, rows, torch.float32) if again else x_TH
             pt_mlp_RH, pt_done = pt(positions=at_both, **arguments)
             delta_TH, ft_done = ft(positions=at_both if is_last else positions, **arguments)
             x_TH = ft_done.x_TH

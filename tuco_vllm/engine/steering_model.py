@@ -20,7 +20,8 @@ from tuco_kernels import accumulate_contribution, steer_residual
 
 from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import Selection
-from tuco_vllm.engine.stock_layers import Both, Pending, keep_rows, layer_arguments, open_norm, query_rows
+from tuco_vllm.engine.rows_projection import Both
+from tuco_vllm.engine.stock_layers import Pending, keep_rows, layer_arguments, open_norm, query_rows
 from tuco_vllm.engine.stock_models import decoder_of, first_stream, pt_model
 
 
@@ -61,8 +62,7 @@ class SteeringModel(nn.Module):
         for layer in self.ft_layers:
             keep_rows(layer)
         open_norm(decoder_of(ft_model).norm, self.ft_layers[-1])
-        dtype = vllm_config.model_config.dtype  # what steers the stream is rounded as the stream is
-        self.attention_names = [query_rows(layer, vllm_config, select, dtype) for layer in self.pt_layers]
+        self.attention_names = [query_rows(layer, vllm_config, select) for layer in self.pt_layers]
         """The engine's names of PT's attention layers."""
 
     def forward(

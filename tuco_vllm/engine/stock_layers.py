@@ -24,31 +24,17 @@ scaled; it is given the form above first (``_AddsScaled``).
 Shape suffixes: T tokens that the layer is called for, R rows, H hidden size.
 """
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tuco_kernels import add_rms_norm
 
-from tuco_vllm.engine.compat import (
-    GemmaRMSNorm,
-    GraniteDecoderLayer,
-    LinearMethodBase,
-    Phi3LongRoPEScaledRotaryEmbedding,
-    VllmConfig,
-)
-from tuco_vllm.engine.layer_structure import attention_of, expect_positions, norms_of
+from tuco_vllm.engine.compat import GemmaRMSNorm, GraniteDecoderLayer, VllmConfig
+from tuco_vllm.engine.layer_structure import attention_of, norms_of
 from tuco_vllm.engine.rows import Selection, rows_backend
-from tuco_vllm.engine.wide_rows import (
-    Float32Method,
-    float32_rope,
-    mix,
-    part_of,
-    sharing_cache,
-    twin,
-    widen,
-)
+from tuco_vllm.engine.rows_projection import Both, cut_projections, query_only
+from tuco_vllm.engine.wide_rows import mix, sharing_cache, twin, widen
 
 
 class Pending(NamedTuple):
@@ -83,25 +69,6 @@ class Done(NamedTuple):
     x_TH: Tensor | None
 
 
-class Both(NamedTuple):
-    """A quantity of all tokens and of the rows."""
-
-    tokens: Tensor
-    rows: Tensor
-
-
-class Projected(NamedTuple):
-    """What ``qkv.split`` is called on."""
-
-    query_RQ: Tensor
-    key_TK: Tensor
-    value_TK: Tensor
-
-    def split(self, sizes: Any, dim: int = -1) -> tuple[Tensor, Tensor, Tensor]:
-        """They are split."""
-        return self.query_RQ, self.key_TK, self.value_TK
-
-
 def layer_arguments(x_TH: Tensor, delta_TH: Tensor | None, rows_R: Tensor) -> dict[str, Any]:
     """A layer's input: the stream, to which ``delta_TH``, the MLP output before it, is not yet added."""
     if delta_TH is None:
@@ -132,34 +99,27 @@ def rows_again(layer: Any, vllm_config: VllmConfig, select: Selection) -> Any:
     again = twin(layer)
     attention = attention_of(again)
     attention.attn = sharing_cache(attention.attn, vllm_config)
-    query_rows(again, vllm_config, select, torch.float32)
-    mix(attention.qkv_proj, _QueryOnly)
+    query_rows(again, vllm_config, select, wide=True)
+    query_only(attention)
     return again
 
 
-def query_rows(layer: Any, vllm_config: VllmConfig, select: Selection, row_dtype: torch.dtype) -> str:
+def query_rows(layer: Any, vllm_config: VllmConfig, select: Selection, wide: bool = False) -> str:
     """Cut a stock layer to rows: q, attention and all after it; k and v stay those of all tokens.
 
-    Returns the engine's name of its attention. ``select`` says which rows of a batch the queries are,
-    ``row_dtype`` what they are computed in: the model's dtype, or float32. Before the weights load: q's and
-    kv's are parted behind that. ValueError says what of the layer does not fit.
+    Returns the engine's name of its attention. ``select`` says which rows of a batch the queries are;
+    ``wide`` rows are float32 (``wide_rows``), others the model's dtype. Before the weights load: q's and kv's
+    are parted behind that. ValueError says what of the layer does not fit.
     """
     norms, attention = norms_of(_in_one_form(layer)), attention_of(layer)
-    wide = row_dtype != vllm_config.model_config.dtype
     rounds = _norms_rounded_sum(vllm_config)
     for norm in norms:
         # vLLM's kernel is for weights of the stream's dtype; Gemma's norm brings 1 + w in float32.
         norm.rounds_sum = rounds and not isinstance(norm, GemmaRMSNorm)
         norm.rounds_sum |= isinstance(layer, GraniteDecoderLayer)
-        norm.row_dtype, norm.wide = row_dtype, wide
+        norm.wide, norm.row_dtype = wide, torch.float32 if wide else vllm_config.model_config.dtype
         mix(norm, _RowsNorm)
-    attention.qkv_proj.quant_method = _CutMethod(attention.qkv_proj, wide)
-    mix(attention.qkv_proj, _RowsQKV)
-    expect_positions(attention.rotary_emb, vllm_config.model_config.max_model_len)
-    turn_rows = float32_rope(attention.rotary_emb) if wide else None
-    attention.rotary_emb = copy.copy(attention.rotary_emb)  # vLLM shares one among layers and models
-    mix(attention.rotary_emb, _RowsRope)
-    attention.rotary_emb.turn_rows = turn_rows
+    cut_projections(attention, vllm_config, wide)
     attention.attn.attn_backend = rows_backend(attention.attn.attn_backend, select)
     if wide:
         widen(layer, attention)
@@ -245,66 +205,6 @@ class _AddsScaled:
         attention = self.self_attn(positions=positions, hidden_states=normed) * self.residual_multiplier
         normed, residual = self.post_attention_layernorm(attention, residual)
         return self.mlp(normed) * self.residual_multiplier, residual
-
-
-class _RowsQKV:
-    """q of the rows, k and v of all tokens."""
-
-    def forward(self: Any, normed: Both) -> tuple[Projected, None]:
-        query_RQ = self.quant_method.of_query.apply(self.q_part, normed.rows, self.q_part.bias)
-        key_value_T2K = self.quant_method.stock.apply(self.kv_part, normed.tokens, self.kv_part.bias)
-        return Projected(query_RQ, *key_value_T2K.chunk(2, dim=-1)), None
-
-
-class _QueryOnly:
-    """q of the rows; in place of keys and values, which are in the cache, what came after they got there."""
-
-    def forward(self: Any, normed: Both) -> tuple[Projected, None]:
-        query_RQ = self.quant_method.of_query.apply(self.q_part, normed.rows, self.q_part.bias)
-        stand_in_RK = normed.tokens[:, :1].repeat(1, self.num_kv_heads * self.head_size)
-        return Projected(query_RQ, stand_in_RK, stand_in_RK), None
-
-
-class _CutMethod(LinearMethodBase):
-    """Parts the weight that a stock loader has filled: q's rows and kv's, views of it, a product each."""
-
-    def __init__(self, qkv: Any, wide: bool) -> None:
-        self.stock = qkv.quant_method
-        self.of_query = Float32Method() if wide else self.stock
-        self.q_size = qkv.num_heads * qkv.head_size
-
-    def create_weights(self, layer: Any, *args: Any, **kwargs: Any) -> None:
-        """They have been created."""
-
-    def process_weights_after_loading(self, layer: Any) -> None:
-        """vLLM calls this once, on every module's method."""
-        layer.q_part = part_of(layer, stop=self.q_size)
-        self.of_query.process_weights_after_loading(layer.q_part)
-        if not isinstance(layer, _QueryOnly):
-            layer.kv_part = part_of(layer, start=self.q_size)
-            self.stock.process_weights_after_loading(layer.kv_part)
-        layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)  # a CPU has packed copies
-        layer.bias = None
-
-    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The whole product is never taken."""
-        raise NotImplementedError
-
-
-class _RowsRope:
-    """Each at its own positions."""
-
-    def forward(self: Any, positions: Both, query_RQ: Tensor, key_TK: Tensor) -> tuple[Tensor, Tensor]:
-        turn_rows = self.turn_rows or self._turn
-        # Attention takes queries of the cache's dtype.
-        query_RQ = turn_rows(positions.rows, query_RQ).to(key_TK.dtype)
-        return query_RQ, self._turn(positions.tokens, key_TK)
-
-    def _turn(self: Any, positions: Tensor, heads: Tensor) -> Tensor:
-        stock: Any = super()
-        # The one rope that insists on a key gets a head of the query; it writes into neither.
-        key = heads[:, : self.head_size] if isinstance(self, Phi3LongRoPEScaledRotaryEmbedding) else None
-        return stock.forward(positions, heads, key)[0]
 
 
 def _in_one_form(layer: Any) -> Any:

@@ -1,9 +1,9 @@
 """Rows in float32 beside weights and tokens of 16 bits: what of a layer on rows must be another for it.
 
-PTC and FTC of a light fine-tune differ by less than what bfloat16 rounds off in computing them, and as L1
-norms add up what is rounded, in either direction, such a TuCo comes out too high. So a scoring engine computes
-what its scores are made of in float32: PT's layers on the rows, and FT's on the rows a second time, beside
-the run over all tokens that makes the stream. Weights, stream, keys and values stay the model's; queries and
+A light fine-tune changes less in a layer's output than bfloat16 rounds off in computing it, and as L1 norms
+add up what is rounded, in either direction, such a TuCo comes out too high. So a scoring engine computes what
+its scores are made of in float32: PT's layers on the rows, and FT's on the rows a second time, beside the run
+over all tokens that makes the stream. Weights, stream, keys and values stay the model's; queries and
 attention's output are rounded to its dtype, since its caches are read in no other.
 
 The second run shares the first one's weights and cache. It costs reading FT's weights once more a step, and
