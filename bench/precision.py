@@ -4,14 +4,16 @@
     python bench/precision.py --pt P --ft F          a pair of yours (two models in float64 must fit)
 
 For each way, over the prompts: mean |dTuCo|, max |dTuCo|, bias (the mean of dTuCo), beside TuCo itself. All
-ways see the same weights, which are 16-bit; the truth is float64 arithmetic on them. One record a pair, in
-bench/results/precision.jsonl.
+ways see the same weights, which are 16-bit; the truth is float64 arithmetic on them. "Attention rounded" is
+float64 with only queries, keys, values and attention's output rounded: caches and vLLM's attention are of 16
+bits, so no engine gets below it (Llama pairs only). One record a pair, in bench/results/precision.jsonl.
 """
 
 import argparse
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,6 +51,9 @@ def measured(pair: ModelPair, prompts: list[list[int]], dtype: str) -> dict[str,
     true_N = _hugging_face(pair, prompts, torch.float64)
     ways = {"float64": {"tuco": float(true_N.mean())}}
     ways["hugging face"] = _errors(_hugging_face(pair, prompts, getattr(torch, dtype)), true_N)
+    if pair.ft.architecture == "LlamaForCausalLM":
+        with _rounded_attention(getattr(torch, dtype)):
+            ways["attention rounded"] = _errors(_hugging_face(pair, prompts, torch.float64), true_N)
     for rows in ("model", "float32"):
         ways[f"engine, rows {rows}"] = _errors(_engine(pair, prompts, dtype, rows), true_N)
     return ways
@@ -66,6 +71,24 @@ def _errors(found_N: Tensor, true_N: Tensor) -> dict[str, float]:
 def _hugging_face(pair: ModelPair, prompts: list[list[int]], dtype: torch.dtype) -> Tensor:
     oracle = Oracle(pair.pt.directory, pair.ft.directory, dtype=dtype)
     return _tuco(torch.cat([oracle.norms([prompt]) for prompt in prompts]))
+
+
+@contextmanager
+def _rounded_attention(dtype: torch.dtype) -> Iterator[None]:
+    from transformers.models.llama import modeling_llama
+
+    exact = modeling_llama.eager_attention_forward
+
+    def rounded(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Any:
+        query, key, value = (tensor.to(dtype).double() for tensor in (query, key, value))
+        output, weights = exact(module, query, key, value, *rest, **more)
+        return output.to(dtype).double(), weights
+
+    modeling_llama.eager_attention_forward = rounded
+    try:
+        yield
+    finally:
+        modeling_llama.eager_attention_forward = exact
 
 
 def _engine(pair: ModelPair, prompts: list[list[int]], dtype: str, rows: str) -> Tensor:

@@ -226,8 +226,8 @@ def make_pair(
     """Write the pair ``name`` of PAIRS below ``directory``; returns (pt, ft). ``shape`` overrides SHAPE."""
     cls, pt_extra, ft_extra = PAIRS[name]
     base = {**SHAPE, **shape}
-    pt = _random(cls, {**base, **pt_extra, "vocab_size": PT_VOCAB}, seed=1)
-    ft = _random(cls, {**base, **ft_extra, "vocab_size": FT_VOCAB}, seed=2)
+    pt = random_model(cls, {**base, **pt_extra, "vocab_size": PT_VOCAB}, seed=1)
+    ft = random_model(cls, {**base, **ft_extra, "vocab_size": FT_VOCAB}, seed=2)
     # A fine-tune is near its base: half of every tensor of one shape is PT's.
     source = dict(pt.named_parameters())
     with torch.no_grad():
@@ -241,23 +241,7 @@ def make_pair(
     return str(directory / "pt"), str(directory / "ft")
 
 
-def make_light_pair(name: str, directory: Path, dtype: torch.dtype) -> tuple[str, str]:
-    """PT of the pair ``name``, and an FT that is 0.3 % of noise away from it, in ``dtype``."""
-    cls, extra, _ = PAIRS[name]
-    model = _random(cls, {**SHAPE, **extra, "vocab_size": FT_VOCAB}, seed=1).to(dtype)
-    model.save_pretrained(directory / "pt")
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.float().parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(0.003 * parameter.std() * noise)
-    model.to(dtype).save_pretrained(directory / "ft")
-    for side in ("pt", "ft"):
-        tokenizer().save_pretrained(directory / side)
-    return str(directory / "pt"), str(directory / "ft")
-
-
-def _random(cls: Any, config: dict[str, Any], seed: int) -> Any:
+def random_model(cls: Any, config: dict[str, Any], seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     if cls is Gemma3ForConditionalGeneration:
         config = {"text_config": config, "vision_config": TINY_TOWER, "mm_tokens_per_image": 4}

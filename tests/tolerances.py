@@ -21,9 +21,9 @@ SIXTEEN_BIT_FACTOR = 2.0
 """The engine's largest error in bfloat16 or float16 against Hugging Face's own in it on the same prompts: the
 two round at the same places, in another order. A factor, so that no absolute figure has to be invented."""
 
-WIDE_ROWS = 0.5
-"""Mean |dTuCo| of a light pair in bfloat16, rows in float32 against rows in bfloat16: what is left is rounding
-of keys, values, queries and attention's output. Measured MEASURED."""
+WIDE_ROWS = 0.65
+"""Mean |dTuCo| of a light pair in bfloat16, rows in float32 against rows in bfloat16. Measured 0.47: with the
+tiny pairs' sharp attention, rounding of queries, keys, values and attention's output alone is 0.43."""
 
 ORACLE_FLOAT64 = 1e-9
 """Two ways to the same float64 number (batched, alone; sums against the stream), relative."""

@@ -36,6 +36,7 @@ def test_a_finished_job_starts_no_engine_and_writes_nothing(score, corpus, tmp_p
     ("change", "message"),
     [
         ({"dtype": "float32"}, "dtype was 'auto' and is 'float32'"),
+        ({"row_dtype": "model"}, "row_dtype was 'auto' and is 'model'"),
         ({"max_model_len": 32}, "max_model_len was None and is 32"),
         ({"on_long": "truncate-left"}, "on_long was 'error'"),
         ({"limit": 3}, "limit was None and is 3"),

@@ -15,7 +15,13 @@ from tuco_vllm.errors import InputError
 
 METADATA = {
     *("tuco.schema_version", "tuco.version", "tuco.pt", "tuco.ft", "tuco.pt_fingerprint"),
-    *("tuco.ft_fingerprint", "tuco.dtype", "tuco.vllm_version", "tuco.chat_template_sha256"),
+    *(
+        "tuco.ft_fingerprint",
+        "tuco.dtype",
+        "tuco.row_dtype",
+        "tuco.vllm_version",
+        "tuco.chat_template_sha256",
+    ),
     *("tuco.template_applied", "tuco.command"),
 }
 

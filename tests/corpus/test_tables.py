@@ -146,3 +146,28 @@ def test_an_older_run_has_a_status(tmp_path, capsys):
     write_run(tmp_path, {})
     print_status(tmp_path, "process 1")
     assert "0/0 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("engine", "scores", "mend"),
+    [
+        (
+            {"dtype": "bfloat16", "row_dtype": "bfloat16"},
+            [0.001, 0.03, 0.9],
+            "--row-dtype float32, or --dtype",
+        ),
+        ({"dtype": "bfloat16", "row_dtype": "float32"}, [0.001, 0.005, 0.9], "--dtype float32 makes"),
+        ({"dtype": "bfloat16"}, [0.03], "--row-dtype float32"),  # a run of before there were other rows
+        ({"dtype": "bfloat16", "row_dtype": "bfloat16"}, [0.001, 0.05, 0.9], None),
+        ({"dtype": "bfloat16", "row_dtype": "float32"}, [0.01], None),
+        ({"dtype": "float32", "row_dtype": "float32"}, [0.0], None),
+        ({"dtype": "bfloat16", "row_dtype": "float32"}, [], None),
+        ({}, [0.0], None),
+    ],
+)
+def test_scores_of_the_roundings_size_are_called_so(tmp_path, engine, scores, mend):
+    write(tmp_path / "part-00000.parquet", scores)
+    write_run(tmp_path, {"engine": engine})
+    table = " ".join(printed(tmp_path, 100).split())
+    assert ("tuco doctor measures it for this pair" in table) == (mend is not None)
+    assert mend is None or mend in table

@@ -30,7 +30,8 @@ def test_product(dtype, biased, rows, inputs, outputs, op_device, random):
     bias = random(outputs, dtype=dtype, device=op_device) if biased else None
     before = [tensor.clone() for tensor in (x, weight)]
     assert_float32(row_linear(x, weight, bias), x, weight, bias)
-    assert torch.equal(x, before[0]) and torch.equal(weight, before[1])
+    for tensor, copy in zip((x, weight), before, strict=True):
+        assert torch.equal(tensor, copy)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -51,7 +52,7 @@ def test_three_parts_have_all_bits(dtype, random):
     """What CUDA multiplies: exact to 2^-24 in size, and no part of it is left out."""
     x = random(6, 50)
     parts = split(x, dtype)
-    assert parts.dtype == dtype and parts.shape == (18, 50)
+    assert (parts.dtype, parts.shape) == (dtype, (18, 50))
     error = (parts.double().view(3, 6, 50).sum(0) - x.double()).abs()
     lost = 6e-8 if dtype == torch.float16 else 0.0  # float16's least number
     assert (error <= x.double().abs() * 2**-24 + lost).all()

@@ -5,7 +5,6 @@ of it and is made to do it. In bfloat16 the stream, keys and values are rounded,
 """
 
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,8 +79,18 @@ def test_it_reads_the_first_runs_keys_and_values(pair_dirs, monkeypatch) -> None
 @pytest.fixture(scope="module")
 def light_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """bfloat16 directories of a pair whose FT is PT and a little noise: TuCo is below 0.01."""
-    root = Path(tmp_path_factory.mktemp("light"))
-    return tiny_models.make_light_pair("llama", root, torch.bfloat16)
+    root = tmp_path_factory.mktemp("light")
+    cls, extra, _ = tiny_models.PAIRS["llama"]
+    config = {**tiny_models.SHAPE, **extra, "vocab_size": tiny_models.FT_VOCAB}
+    model = tiny_models.random_model(cls, config, seed=1).to(torch.bfloat16)
+    model.save_pretrained(root / "pt")
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.float().parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.003 * parameter.std() * noise)
+    model.to(torch.bfloat16).save_pretrained(root / "ft")
+    return str(root / "pt"), str(root / "ft")
 
 
 @pytest.mark.usefixtures("in_process")

@@ -173,12 +173,13 @@ def test_an_output_may_have_any_other_name(tuco, tmp_path, out):
 
 def test_options_reach_the_engine_only_when_given(tuco, engine):
     tuco("good.txt")
-    assert engine == {"dtype": "auto", "cluster": Cluster(), "expected_tokens": 3}
-    given = ["--dtype=float32", "--max-model-len=32", "--tensor-parallel-size=2"]
+    assert engine == {"dtype": "auto", "row_dtype": "auto", "cluster": Cluster(), "expected_tokens": 3}
+    given = ["--dtype=float32", "--row-dtype=model", "--max-model-len=32", "--tensor-parallel-size=2"]
     given += ["--engines=3", "--ray-address=auto"]
     tuco("good.txt", "--overwrite", *given, "--gpu-memory-utilization=0.5", "--trust-remote-code")
     assert engine == {
         "dtype": "float32",
+        "row_dtype": "model",
         "max_model_len": 32,
         "expected_tokens": 1,
         "cluster": Cluster(3, 2, "auto"),

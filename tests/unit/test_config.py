@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fake_checkpoint import SIZES, shard, write_model
 
-from tuco_vllm.config import PAIRED_SIZES, fingerprint, resolve_pair
+from tuco_vllm.config import PAIRED_SIZES, expect_row_dtype, fingerprint, resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.families import FAMILIES
 
@@ -238,3 +238,17 @@ def test_the_fingerprint_reads_a_sample_only(ft, monkeypatch):
     changed[-1] ^= 1
     file.write_bytes(changed)
     assert fingerprint(ft) == before
+
+
+def test_rows_of_experts_cannot_be_float32(tmp_path):
+    dense, experts = (write_model(tmp_path / name, f"{name}ForCausalLM") for name in ("Llama", "Mixtral"))
+    pair = resolve_pair(experts, experts)
+    for row_dtype in ("auto", "model"):
+        expect_row_dtype(pair, row_dtype)
+    with pytest.raises(
+        InputError, match="has experts .* leave --row-dtype out, or score with --dtype float32"
+    ):
+        expect_row_dtype(pair, "float32")
+    expect_row_dtype(resolve_pair(dense, dense), "float32")
+    with pytest.raises(InputError, match="row_dtype must be one of auto, float32, model, not 'float64'"):
+        expect_row_dtype(pair, "float64")

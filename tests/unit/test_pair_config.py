@@ -11,7 +11,8 @@ import pytest
 
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.engine.arguments import pair_arguments
-from tuco_vllm.engine.pair_config import refuse_unsupported
+from tuco_vllm.engine.pair_config import refuse_unsupported, rows_are_wide
+from tuco_vllm.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,37 @@ def test_a_name_that_moved_ends_the_start_not_the_refusal(configured):
     for path in dict.fromkeys(whole.read):
         with pytest.raises(AttributeError, match=f"has no attribute {path.rpartition('.')[2]}$"):
             refuse_unsupported(Config(config, path))
+
+
+ROWS = [
+    # family, runner, dtype, what was asked, whether the rows are float32 beside a 16-bit model
+    ("Llama", "pooling", "bfloat16", "auto", True),
+    ("Llama", "pooling", "float16", "float32", True),
+    ("Llama", "pooling", "bfloat16", "model", False),
+    ("Llama", "pooling", "float32", "auto", False),
+    ("Llama", "pooling", "float32", "float32", False),
+    ("Llama", "generate", "bfloat16", "auto", False),
+    ("Mixtral", "pooling", "bfloat16", "auto", False),
+    ("Mixtral", "pooling", "float32", "float32", False),
+    ("Llama", "generate", "bfloat16", "float32", "rows of an engine that generates are the model's dtype"),
+    ("Mixtral", "pooling", "bfloat16", "float32", r"rows of Mixtral \(experts\) are the model's dtype"),
+    (
+        "Llama",
+        "pooling",
+        "bfloat16",
+        "float64",
+        "tuco_row_dtype is 'float64': it must be one of auto, float32",
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "runner", "dtype", "asked", "wide"), ROWS)
+def test_which_rows_are_float32(configured, family, runner, dtype, asked, wide):
+    config = configured(runner, dtype=dtype)
+    config.model_config.hf_config.tuco_row_dtype = asked
+    row = FAMILIES[f"{family}ForCausalLM"]
+    if isinstance(wide, bool):
+        assert rows_are_wide(config, row) == wide
+        return
+    with pytest.raises(ValueError, match=wide):
+        rows_are_wide(config, row)

@@ -13,7 +13,7 @@ from tuco_vllm.engine.stock_layers import keep_rows, query_rows
 from tuco_vllm.engine.stock_models import decoder_of
 
 CONFIG: Any = SimpleNamespace(
-    model_config=SimpleNamespace(max_model_len=64),
+    model_config=SimpleNamespace(max_model_len=64, dtype=torch.float32),
     kernel_config=SimpleNamespace(ir_op_priority=SimpleNamespace(fused_add_rms_norm=["native"])),
 )
 
