@@ -92,7 +92,11 @@ def _score(arguments: argparse.Namespace) -> int:
         engines = "the engine" if arguments.engines == 1 else f"{arguments.engines} engines"
         print(f"tuco: starting {engines}", file=sys.stderr, flush=True)
         cluster = Cluster(
-            arguments.engines, arguments.tensor_parallel_size or 1, arguments.ray_address, arguments.debug
+            arguments.engines,
+            arguments.tensor_parallel_size or 1,
+            arguments.ray_address,
+            arguments.debug,
+            arguments.pipeline_parallel_size or 1,
         )
         share = {"expected_tokens": tokens // arguments.engines}
         return pipeline_of(job, pair, cluster, _engine_arguments(arguments) | share)
@@ -226,6 +230,8 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=_positive, metavar="ROWS", help="score only the first rows")
     add("--engines", type=_positive, default=1, metavar="N", help="engines side by side, on Ray")
     add("--tensor-parallel-size", type=_positive, metavar="N", help="GPUs (or CPU ranks) of each engine")
+    stages = "stages of each engine, so many times the GPUs, each with a part of the layers"
+    add("--pipeline-parallel-size", type=_positive, metavar="N", help=stages)
     add("--ray-address", metavar="ADDRESS", help="a Ray cluster; default: this machine, nothing to start")
     add("--rows-per-file", type=_positive, default=10_000, metavar="ROWS", help="default: %(default)s")
     add("--overwrite", action="store_true", help="start anew: remove an earlier run's files in --out")

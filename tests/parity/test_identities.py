@@ -73,7 +73,7 @@ def children() -> int:
 @pytest.mark.parametrize(
     ("argument", "value", "says"),
     [
-        ("pipeline_parallel_size", 2, "pipeline parallelism"),
+        ("row_dtype", "float64", "row_dtype must be one of"),
         ("runner", "generate", "runner"),
         ("no_such_argument", 1, "no_such_argument"),
         ("task", "classify", "task"),
@@ -83,3 +83,16 @@ def children() -> int:
 def test_arguments_that_cannot_work_are_refused_at_once(argument, value, says, pair_dirs) -> None:
     with pytest.raises(InputError, match=says):
         TucoLLM(*pair_dirs("llama", "float32"), **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"task": "generate", "pipeline_parallel_size": 2}, "pipeline parallelism is for engines that score"),
+        ({"task": "generate", "row_dtype": "float32"}, "in the model's dtype: leave row_dtype out"),
+        ({"pipeline_parallel_size": 2, "enforce_eager": True}, "leave enforce_eager out"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_at_once(arguments, says, pair_dirs) -> None:
+    with pytest.raises(InputError, match=says):
+        TucoLLM(*pair_dirs("llama", "float32"), **arguments)

@@ -130,7 +130,10 @@ def test_a_taken_port_is_said_before_the_engine_starts(serve):
         (["--port=0", "--reasoning-parser=nope"], "Reasoning parser 'nope' not found"),
         (["--port=0", "--max-model-len=99999"], "^User-specified max_model_len .99999. is greater"),
         (["--port=0", "--max-logprobs=-5"], "^--max-logprobs: Input should be greater"),
-        (["--port=0", "--pipeline-parallel-size=2"], "^TucoForCausalLM does not support pipeline"),
+        (
+            ["--port=0", "--pipeline-parallel-size=2"],
+            "^TucoForCausalLM does not support pipeline parallelism in an engine that generates",
+        ),
     ],
 )
 def test_what_vllm_refuses_later_is_bad_input_too(serve, flags, message):

@@ -175,14 +175,14 @@ def test_options_reach_the_engine_only_when_given(tuco, engine):
     tuco("good.txt")
     assert engine == {"dtype": "auto", "row_dtype": "auto", "cluster": Cluster(), "expected_tokens": 3}
     given = ["--dtype=float32", "--row-dtype=model", "--max-model-len=32", "--tensor-parallel-size=2"]
-    given += ["--engines=3", "--ray-address=auto"]
+    given += ["--engines=3", "--ray-address=auto", "--pipeline-parallel-size=4"]
     tuco("good.txt", "--overwrite", *given, "--gpu-memory-utilization=0.5", "--trust-remote-code")
     assert engine == {
         "dtype": "float32",
         "row_dtype": "model",
         "max_model_len": 32,
         "expected_tokens": 1,
-        "cluster": Cluster(3, 2, "auto"),
+        "cluster": Cluster(3, 2, "auto", pipeline_parallel_size=4),
         "gpu_memory_utilization": 0.5,
         "trust_remote_code": True,
     }

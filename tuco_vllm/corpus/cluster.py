@@ -41,6 +41,12 @@ class Cluster:
     """A Ray cluster's address; None starts Ray on this machine, for this job only."""
     debug: bool = False
     """Whether Ray and the workers may write to stderr."""
+    pipeline_parallel_size: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """GPUs, or ranks on a CPU, of an engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
     def tokenisers(self) -> int:
@@ -98,14 +104,14 @@ class Cluster:
 
     def engine_resources(self) -> dict[str, float]:
         """What Ray reserves for one engine. Raises InputError where there is no room for all of them."""
-        engines, ranks = self.engines, self.tensor_parallel_size
+        engines, ranks = self.engines, self.ranks
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = [int(node.get("GPU", 0)) for node in nodes]
         if any(gpus):
             if sum(count // ranks for count in gpus) < engines:
                 raise InputError(
                     f"{engines} engines of {ranks} GPUs each do not fit on nodes of {gpus} GPUs: "
-                    "ask for fewer --engines or a smaller --tensor-parallel-size"
+                    "ask for fewer --engines or a smaller --tensor-parallel-size (an engine is on one node)"
                 )
             return {"num_gpus": ranks, "num_cpus": 1}
         slots = sum(int(node.get("CPU", 0)) for node in nodes)

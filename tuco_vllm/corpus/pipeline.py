@@ -167,9 +167,13 @@ class Pipeline:
 
 def pipeline_of(job: ScoreJob, pair: ModelPair, cluster: Cluster, engine_args: dict[str, Any]) -> Pipeline:
     """The pipeline that scores ``job`` with ``pair``; ``engine_args`` are vLLM's, as users know them."""
-    if cluster.tensor_parallel_size > 1:
-        ranks = {"tensor_parallel_size": cluster.tensor_parallel_size, "distributed_executor_backend": "mp"}
-        engine_args = {**engine_args, **ranks}  # inside a Ray actor vLLM would ask Ray for its ranks
+    if cluster.ranks > 1:
+        engine_args = {
+            **engine_args,
+            "tensor_parallel_size": cluster.tensor_parallel_size,
+            "pipeline_parallel_size": cluster.pipeline_parallel_size,
+            "distributed_executor_backend": "mp",  # inside a Ray actor vLLM would ask Ray for its ranks
+        }
     if job.chat_template not in ("auto", "none"):  # the file is where the command runs
         job = replace(job, chat_template=template_in(job.chat_template))
     return Pipeline(

@@ -30,8 +30,14 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
             raise InputError(f"{name}= is set by tuco itself: leave it out")
         if name not in EngineArgs.__dataclass_fields__:
             raise InputError(f"vLLM has no engine argument {name}")
-    if engine_args.get("pipeline_parallel_size", 1) > 1:
-        raise InputError("pipeline parallelism is not supported yet: use tensor_parallel_size")
+    if runner == "generate" and engine_args.get("pipeline_parallel_size", 1) > 1:
+        raise InputError("pipeline parallelism is for engines that score: use tensor_parallel_size")
+    stages = engine_args.get("pipeline_parallel_size", 1) > 1
+    if stages and engine_args.get("enforce_eager") and current_platform.is_cpu():
+        raise InputError(
+            "vLLM cannot run pipeline stages on a CPU without torch.compile (a stage has no room for what comes "
+            "from the one before): leave enforce_eager out"
+        )
     let_vllm_load_us()
     settings = pair_settings(pair, runner, **overrides)
     arguments = EngineArgs(**{"disable_log_stats": True, **engine_args, **settings})
@@ -74,7 +80,7 @@ def eager_or_compiled(
     """
     if engine_args.get("enforce_eager"):
         return engine_args, "eager, as asked"
-    if tokens is None or not current_platform.is_cpu():
+    if tokens is None or not current_platform.is_cpu() or engine_args.get("pipeline_parallel_size", 1) > 1:
         return engine_args, ""
     pays = _COMPILING_PAYS / pair.ft.sizes["hidden_size"]
     why = f"about {tokens:,} tokens are left and compiling pays from {pays:,.0f} on"
@@ -91,7 +97,7 @@ def share_cpu(place: int, engines: int, engine_args: dict[str, Any]) -> dict[str
     """
     if engines == 1 or not current_platform.is_cpu():
         return engine_args
-    ranks = engine_args.get("tensor_parallel_size", 1)
+    ranks = engine_args.get("tensor_parallel_size", 1) * engine_args.get("pipeline_parallel_size", 1)
     cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _core_lists(cores[place::engines] or cores, ranks))
     if "VLLM_CPU_KVCACHE_SPACE" in os.environ:
@@ -107,7 +113,7 @@ def _fit_to_cpu(arguments: Any) -> None:
     caller or the environment says stands. The core that vLLM keeps free for its other processes stays so:
     without it, on two cores, small models ran at less than half the speed.
     """
-    ranks = arguments.tensor_parallel_size
+    ranks = arguments.tensor_parallel_size * arguments.pipeline_parallel_size
     if ranks > 1:
         cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _core_lists(cores, ranks))

@@ -52,6 +52,10 @@ weights.py, pair_model.py: two checkpoints make one model. Until: vLLM streams a
     vllm.model_executor.model_loader.default_loader reads secondary_weights,
     vllm.model_executor.model_loader.default_loader reads allow_patterns_overrides,
     vllm.model_executor.model_loader.default_loader reads fall_back_to_pt_during_load
+pair_model.py, scoring_model.py: pipeline stages, and what travels between them. Until: it is public.
+    IntermediateTensors(tensors), IntermediateTensors.tensors,
+    vllm.model_executor.models.interfaces reads supports_pp,
+    vllm.model_executor.models.interfaces reads make_empty_intermediate_tensors
 pair_model.py, scoring_model.py, steering_model.py: compiled as stock models are, two in one engine with a
 cache directory each, and norms for hidden states. Until: out-of-tree models have a public way to each.
     support_torch_compile(dynamic_arg_dims=), set_model_tag(tag), Pooler.get_supported_tasks(),
@@ -151,6 +155,7 @@ from vllm.model_executor.models.granite import GraniteDecoderLayer
 from vllm.model_executor.models.utils import PPMissingLayer, init_vllm_registered_model
 from vllm.outputs import RequestError
 from vllm.platforms import current_platform
+from vllm.sequence import IntermediateTensors
 from vllm.transformers_utils.config import get_config
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backend import (

@@ -65,7 +65,7 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
     full_graphs_alone = vllm_config.compilation_config.cudagraph_mode == CUDAGraphMode.FULL
     breakable = breakable_cuda_graphs() and not model.enforce_eager
     reasons = {
-        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "pipeline parallelism in an engine that generates": generates and parallel.pipeline_parallel_size > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
         "expert parallelism": parallel.enable_expert_parallel,

@@ -9,11 +9,13 @@ nobody asks for scores or steers; a step in which somebody does runs ``SteeringM
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tuco_vllm.config import ModelPair, resolve_pair
 from tuco_vllm.engine.compat import (
     CUDAGraphMode,
+    IntermediateTensors,
     Pooler,
     VllmConfig,
     get_config,
@@ -23,7 +25,7 @@ from tuco_vllm.engine.compat import (
 from tuco_vllm.engine.pair_config import SCHEDULER, refuse_unsupported, rows_are_wide
 from tuco_vllm.engine.parent_watch import end_with_parent
 from tuco_vllm.engine.rows import LastRows
-from tuco_vllm.engine.scoring_model import ScoringModel
+from tuco_vllm.engine.scoring_model import ScoringModel, for_the_next_stage, from_a_stage_before
 from tuco_vllm.engine.start_stages import tell
 from tuco_vllm.engine.steering_model import SteeringModel
 from tuco_vllm.engine.steering_rows import SteeringRows
@@ -65,6 +67,7 @@ class TucoForCausalLM(nn.Module):
     default_seq_pooling_type = "LAST"
     default_tok_pooling_type = "ALL"
     attn_type = "decoder"
+    supports_pp = True
     score_type = "bi-encoder"
     # What vLLM's loader reads of a model class: see weights.SAFETENSORS.
     allow_patterns_overrides = SAFETENSORS
@@ -134,12 +137,13 @@ class TucoForCausalLM(nn.Module):
         positions: Tensor,
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | IntermediateTensors:
         """Generating: FT's hidden states ``[T, H]``, of each request's steered stream. Scoring: ``[T, 4 L]``
         float32, row i for request i.
 
         A request has at least one token, so the R rows of norms fit; the rest is zeros that nobody reads
-        (vLLM's runners take for granted that a model returns T rows).
+        (vLLM's runners take for granted that a model returns T rows). A pipeline stage but the last returns
+        what the next one needs.
         """
         if not self.scores_prompts:
             return self._generate(input_ids, positions, intermediate_tensors, inputs_embeds)
@@ -147,10 +151,12 @@ class TucoForCausalLM(nn.Module):
         rows_R = self.last_rows.of_this_batch(num_tokens)
         if self._first:
             tell(self._first)
-        norms_RN = self.model(input_ids, positions, rows_R, inputs_embeds)
+        norms_RN = self.model(input_ids, positions, rows_R, inputs_embeds, intermediate_tensors)
         if self._first:
             self._first = ""
             tell("warm-up")
+        if isinstance(norms_RN, IntermediateTensors):
+            return for_the_next_stage(norms_RN, num_tokens)
         return nn.functional.pad(norms_RN, (0, 0, 0, num_tokens - norms_RN.shape[0]))
 
     def _generate(self, input_ids: Any, positions: Tensor, intermediate: Any, embeds: Any) -> Tensor:
@@ -177,6 +183,12 @@ class TucoForCausalLM(nn.Module):
         """Norms ``[rows of logits, 4 L]`` of the step that has just run, NaN without PT; once."""
         scores, self._scores = self._scores, None
         return scores
+
+    def make_empty_intermediate_tensors(
+        self, batch_size: int, dtype: torch.dtype, device: torch.device
+    ) -> IntermediateTensors:
+        """Room for what comes from the pipeline stage before."""
+        return from_a_stage_before(self.model, batch_size, dtype, device)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """FT's logits; asked for by the generate runner only."""

@@ -8,6 +8,9 @@ and all else pay two passes.
 With rows in float32 (``wide_rows``) a score is made of rows alone: FT's layers run on all tokens for the
 stream, keys and values, and on the rows again for their contribution to it.
 
+With pipeline parallelism a stage has some of the layers. To the next it hands FT's stream and the sums so
+far; the rows each stage finds in its own attention metadata.
+
 Shape suffixes: T tokens of the batch, R rows (one per request), L layers, H hidden size.
 """
 
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tuco_kernels import accumulate_contribution
 
-from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
+from tuco_vllm.engine.compat import IntermediateTensors, PPMissingLayer, VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import last_tokens
 from tuco_vllm.engine.rows_projection import Both
 from tuco_vllm.engine.stock_layers import (
@@ -30,8 +33,12 @@ from tuco_vllm.engine.stock_layers import (
 )
 from tuco_vllm.engine.stock_models import decoder_of, first_stream, ft_model, pt_model, without_head
 
+_SUMS = ("cum_ptc", "cum_ftc", "norms")
 
-@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "rows": 0, "inputs_embeds": 0})
+
+@support_torch_compile(
+    dynamic_arg_dims={"input_ids": 0, "positions": 0, "rows": 0, "inputs_embeds": 0, "before": 0}
+)
 class ScoringModel(nn.Module):
     """FT's layers and PT's, interleaved; returns norms instead of hidden states.
 
@@ -51,42 +58,62 @@ class ScoringModel(nn.Module):
         super().__init__()
         self.ft = without_head(ft_model(vllm_config, architecture, f"{prefix}.ft"))
         self.pt = pt_model(vllm_config, pt_config, architecture, f"{prefix}.pt")
-        self.ft_layers, self.pt_layers = (list(decoder_of(model).layers) for model in (self.ft, self.pt))
-        self.num_layers = len(self.ft_layers)
+        ft_layers, pt_layers = (list(decoder_of(model).layers) for model in (self.ft, self.pt))
+        self.num_layers = len(ft_layers)
         self.hidden_size: int = pt_config.get_text_config().hidden_size
-        self.ft_again = nn.ModuleList()
+        self.ft_again = nn.ModuleDict()
         """FT's layers but the last, whose own run is on rows; empty where rows are the model's dtype."""
-        if wide:
-            self.ft_again.extend(rows_again(ft, vllm_config, last_tokens) for ft in self.ft_layers[:-1])
-        for layer in self.ft_layers[:-1]:
-            keep_rows(layer)
-        for layer in [self.ft_layers[-1], *self.pt_layers]:
-            self.rows_layer_name = query_rows(layer, vllm_config, last_tokens, wide)
-        """The engine's name of one layer on rows, whose attention metadata holds them (``rows``)."""
+        self.layers: list[tuple[int, Any, Any, Any]] = []
+        """(number, FT's layer, PT's, FT's again or None), of this pipeline stage."""
+        for index, (ft, pt) in enumerate(zip(ft_layers, pt_layers, strict=True)):
+            if isinstance(ft, PPMissingLayer):
+                continue
+            is_last = index == self.num_layers - 1
+            again = None
+            if wide and not is_last:
+                again = self.ft_again[str(index)] = rows_again(ft, vllm_config, last_tokens)
+            if is_last:  # past it nothing reads FT's other tokens
+                query_rows(ft, vllm_config, last_tokens, wide)
+            else:
+                keep_rows(ft)
+            self.rows_layer_name = query_rows(pt, vllm_config, last_tokens, wide)
+            """The engine's name of one layer on rows, whose attention metadata holds them (``rows``)."""
+            self.layers.append((index, ft, pt, again))
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """FT's embeddings ``[T, H]``."""
         return self.ft.embed_input_ids(input_ids)
 
     def forward(
-        self, input_ids: Tensor | None, positions: Tensor, rows: Tensor, inputs_embeds: Tensor | None = None
-    ) -> Tensor:
-        """Norms ``[R, 4 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order."""
-        x_TH: Any = first_stream(self.ft, input_ids, inputs_embeds)
-        delta_TH: Any = None  # FT's MLP output of the layer before, not yet added to the stream
-        count = rows.shape[0]
-        cum_ptc_RH = torch.zeros(count, self.hidden_size, dtype=torch.float32, device=x_TH.device)
-        cum_ftc_RH = torch.zeros_like(cum_ptc_RH)
-        # Zeros, though all of it is written: from empty, torch 2.13 fails to generate C++ for twelve layers.
-        norms_RL4 = torch.zeros(count, self.num_layers, 4, dtype=torch.float32, device=x_TH.device)
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        rows: Tensor,
+        inputs_embeds: Tensor | None = None,
+        before: IntermediateTensors | None = None,
+    ) -> Tensor | IntermediateTensors:
+        """Norms ``[R, 4 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order.
+
+        ``before`` is what the pipeline stage before has returned, its sums padded to T rows; a stage that is
+        not the last returns such, padded to nothing.
+        """
+        count, H, L = rows.shape[0], self.hidden_size, self.num_layers
+        if before is None:
+            x_TH: Any = first_stream(self.ft, input_ids, inputs_embeds)
+            delta_TH: Any = None  # FT's MLP output of the layer before, not yet added to the stream
+            # Zeros, though all is written: from empty, torch 2.13 fails to generate C++ for twelve layers.
+            sums = [positions.new_zeros(count, size, dtype=torch.float32) for size in (H, H, 4 * L)]
+        else:
+            x_TH, delta_TH = before["stream"], before["delta"]
+            sums = [before[name][:count].clone() for name in _SUMS]
+        cum_ptc_RH, cum_ftc_RH, norms_RL4 = sums[0], sums[1], sums[2].view(count, L, 4)
         at_both, at_rows = Both(positions, positions[rows]), Both(positions[rows], positions[rows])
 
-        for index, (ft, pt) in enumerate(zip(self.ft_layers, self.pt_layers, strict=True)):
+        for index, ft, pt, again in self.layers:
             # FT exactly as vLLM's own model runs it, fused add + norm included, which on a GPU overwrites its
             # inputs: PT, which needs those, runs before.
-            is_last = index == self.num_layers - 1  # past it nothing reads FT's other tokens
+            is_last = index == L - 1
             arguments = layer_arguments(x_TH, delta_TH, rows)
-            again = self.ft_again[index] if index < len(self.ft_again) else None
             x_RH = stream_on_rows(x_TH, delta_TH, rows, torch.float32) if again else x_TH
             pt_mlp_RH, pt_done = pt(positions=at_both, **arguments)
             delta_TH, ft_done = ft(positions=at_both if is_last else positions, **arguments)
@@ -107,4 +134,22 @@ class ScoringModel(nn.Module):
                 index,
                 mlp_rows_R=ft_mlp_rows_R,
             )
-        return norms_RL4.flatten(1)
+        if is_last:
+            return sums[2]
+        return IntermediateTensors({"stream": x_TH, "delta": delta_TH, **dict(zip(_SUMS, sums, strict=True))})
+
+
+def for_the_next_stage(made: IntermediateTensors, tokens: int) -> IntermediateTensors:
+    """The same, sums padded to ``tokens`` rows: vLLM's runners slice all that comes to as many."""
+    padded = {name: nn.functional.pad(made[name], (0, 0, 0, tokens - made[name].shape[0])) for name in _SUMS}
+    return IntermediateTensors({**made.tensors, **padded})
+
+
+def from_a_stage_before(
+    model: ScoringModel, tokens: int, dtype: torch.dtype, device: torch.device
+) -> IntermediateTensors:
+    """Room for what ``for_the_next_stage`` returns for ``tokens``."""
+    sizes = (model.hidden_size, model.hidden_size, 4 * model.num_layers)
+    sums = [torch.zeros(tokens, size, dtype=torch.float32, device=device) for size in sizes]
+    stream, delta = (torch.zeros(tokens, model.hidden_size, dtype=dtype, device=device) for _ in range(2))
+    return IntermediateTensors({"stream": stream, "delta": delta, **dict(zip(_SUMS, sums, strict=True))})
