@@ -2,7 +2,7 @@
 
 Neither is any family code: the executor opens vLLM's own decoder layers (``engine.stock_layers``). A row says
 that a tiny random pair of the family matches the float64 oracle there, for scores and for steering, PT and FT
-differing in all that ``differs`` names. ``tests/tiny_models.PAIRS`` has the pairs, by the rows' ``pair``.
+differing in all that ``differs`` names. ``tests/tiny_families.PAIRS`` has the pairs, by the rows' ``pair``.
 """
 
 from collections.abc import Mapping
@@ -92,6 +92,15 @@ FAMILIES = {
         {"num_key_value_heads": 4},
         float32_rows=False,
     ),
+    "Olmo2ForCausalLM": Family(
+        "olmo2", "olmo2", "OLMo 2", "norms behind attention and MLP alone, norms of q and k"
+    ),
+    "Olmo3ForCausalLM": Family(
+        "olmo3", "olmo3", "OLMo 3", "OLMo 2's, a rope for each kind of layer, windows on some layers"
+    ),
+    "SmolLM3ForCausalLM": Family(
+        "smollm3", "smollm3", "SmolLM3", "layers without rope", {"num_key_value_heads": 4}
+    ),
 }
 """Hugging Face architecture -> its row."""
 
@@ -111,12 +120,8 @@ _REASONS = {
 }
 """Keys of config.json that, if they say anything, rule a model out, each with the reason."""
 
-_BACKEND_ONLY = "vLLM runs it through its Transformers backend, whose layers add to the stream themselves"
 _BY_NAME = {
     "GptOssForCausalLM": "its weights are quantized (mxfp4)",
-    "Olmo2ForCausalLM": _BACKEND_ONLY,
-    "Olmo3ForCausalLM": _BACKEND_ONLY,
-    "SmolLM3ForCausalLM": _BACKEND_ONLY,
     "PhiForCausalLM": "attention and MLP run side by side",
 }
 """Architectures that might be expected, each with the reason why they have no row yet."""
