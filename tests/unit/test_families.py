@@ -45,7 +45,7 @@ def test_readme_has_the_rows():
         ({"architectures": ["LlamaForCausalLM"], "layer_types": ["linear_attention"]}, "linear_attention"),
         ({"architectures": ["LlamaForCausalLM"], "is_causal": False}, "looks ahead"),
         ({"architectures": ["MistralForCausalLM"], "llama_4_scaling": {"beta": 0.1}}, "queries by position"),
-        ({"architectures": ["Olmo2ForCausalLM"]}, "Transformers backend"),
+        ({"architectures": ["PhiForCausalLM"]}, "side by side"),
         ({"architectures": ["GPT2LMHeadModel"]}, "supported are LlamaForCausalLM"),
         ({}, "supported are LlamaForCausalLM"),
     ],
