@@ -11,6 +11,7 @@ from transformers import (
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     GemmaForCausalLM,
+    GptOssForCausalLM,
     GraniteForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -47,6 +48,19 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+
+
+def yarn(theta: float, **more: Any) -> dict[str, Any]:
+    """Rope stretched from 32 positions."""
+    betas = {"beta_fast": 32.0, "beta_slow": 1.0}
+    return {
+        "rope_type": "yarn",
+        "rope_theta": theta,
+        "original_max_position_embeddings": 32,
+        **betas,
+        **more,
+    }
+
 
 FOUR_LAYERS = {"num_hidden_layers": 4, "tie_word_embeddings": True}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
@@ -208,6 +222,24 @@ PAIRS: dict[str, PairConfigs] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
     ),
+    "gpt_oss": (
+        # vLLM has eps, the layers with a window and the constants of its activation built in.
+        GptOssForCausalLM,
+        {
+            "head_dim": 64,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 24,
+            "rope_parameters": yarn(1e4, factor=8.0, truncate=False),
+        },
+        {
+            "head_dim": 64,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "sliding_window": 40,
+            "rope_parameters": yarn(1e5, factor=16.0, truncate=True),
+        },
+    ),
     "olmo2": (
         Olmo2ForCausalLM,
         {
@@ -225,12 +257,7 @@ PAIRS: dict[str, PairConfigs] = {
             "rms_norm_eps": 1e-5,
             "sliding_window": 24,
             "rope_parameters": {
-                "full_attention": {
-                    "rope_type": "yarn",
-                    "factor": 8.0,
-                    "rope_theta": 1e4,
-                    "original_max_position_embeddings": 32,
-                },
+                "full_attention": yarn(1e4, factor=8.0),
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
         },

@@ -24,6 +24,8 @@ class Family(NamedTuple):
     """What transformers takes for a size that config.json does not have, where that is a number."""
     float32_rows: bool = True
     """Whether rows can be float32 where the model is not: vLLM's experts take the model's dtype only."""
+    built_in: Mapping[str, Any] = {}
+    """What vLLM's code takes for granted: config.json must say nothing else. Lists repeat."""
     text_half: str | None = None
     """The architecture of the text half, where a checkpoint has others: all that is loaded of it."""
 
@@ -92,6 +94,19 @@ FAMILIES = {
         {"num_key_value_heads": 4},
         float32_rows=False,
     ),
+    "GptOssForCausalLM": Family(
+        "gpt_oss",
+        "gpt_oss",
+        "gpt-oss, in bfloat16",
+        "experts, sinks, windows on every other layer",
+        {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64},
+        {
+            "rms_norm_eps": 1e-5,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
     "Olmo2ForCausalLM": Family(
         "olmo2", "olmo2", "OLMo 2", "norms behind attention and MLP alone, norms of q and k"
     ),
@@ -121,7 +136,6 @@ _REASONS = {
 """Keys of config.json that, if they say anything, rule a model out, each with the reason."""
 
 _BY_NAME = {
-    "GptOssForCausalLM": "its weights are quantized (mxfp4)",
     "PhiForCausalLM": "attention and MLP run side by side",
 }
 """Architectures that might be expected, each with the reason why they have no row yet."""
@@ -141,8 +155,18 @@ def reason_against(config: Mapping[str, Any]) -> str | None:
         if kind not in ("full_attention", "sliding_attention"):
             return f"it has {kind} layers; full and sliding attention can be cut to rows"
     if family:
-        return None
+        return _reason_of_built_in(family, config)
     return _BY_NAME.get(architecture_of(config), f"supported are {', '.join(FAMILIES)}")
+
+
+def _reason_of_built_in(family: Family, config: Mapping[str, Any]) -> str | None:
+    for key, value in family.built_in.items():
+        stated = config.get(key)
+        if isinstance(value, list) and stated:
+            value = [value[place % len(value)] for place in range(len(stated))]
+        if stated is not None and stated != value:
+            return f"its {key} is {stated}, and vLLM's code for {family.known_as} takes {value} for granted"
+    return None
 
 
 def text_of(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -26,7 +26,8 @@ def pt_model(vllm_config: VllmConfig, pt_config: Any, architecture: str, prefix:
         _for_pt(vllm_config, text), hf_config=text, architectures=[architecture], prefix=prefix
     )
     give_form(model)
-    decoder_of(model).embed_tokens = PPMissingLayer()
+    embedding = "embedding" if hasattr(decoder_of(model), "embedding") else "embed_tokens"  # gpt-oss's name
+    setattr(decoder_of(model), embedding, PPMissingLayer())
     return without_head(model)
 
 
