@@ -23,7 +23,8 @@ class Family(NamedTuple):
     unstated: Mapping[str, int] = {}
     """What transformers takes for a size that config.json does not have, where that is a number."""
     float32_rows: bool = True
-    """Whether rows can be float32 where the model is not: vLLM's experts take the model's dtype only."""
+    """Whether rows can be float32 where the model is not: vLLM's experts take the model's dtype only, and
+    for layers of its Transformers backend (``engine.backend_layers``) it is not built."""
     built_in: Mapping[str, Any] = {}
     """What vLLM's code takes for granted: config.json must say nothing else. Lists repeat."""
     text_half: str | None = None
@@ -100,21 +101,35 @@ FAMILIES = {
         "gpt-oss, in bfloat16",
         "experts, sinks, windows on every other layer",
         {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64},
-        {
+        built_in={
             "rms_norm_eps": 1e-5,
             "swiglu_alpha": 1.702,
             "swiglu_limit": 7.0,
             "layer_types": ["sliding_attention", "full_attention"],
         },
+        float32_rows=False,
     ),
     "Olmo2ForCausalLM": Family(
-        "olmo2", "olmo2", "OLMo 2", "norms behind attention and MLP alone, norms of q and k"
+        "olmo2",
+        "olmo2",
+        "OLMo 2",
+        "norms behind attention and MLP alone, norms of q and k",
+        float32_rows=False,
     ),
     "Olmo3ForCausalLM": Family(
-        "olmo3", "olmo3", "OLMo 3", "OLMo 2's, a rope for each kind of layer, windows on some layers"
+        "olmo3",
+        "olmo3",
+        "OLMo 3",
+        "OLMo 2's, a rope for each kind of layer, windows on some layers",
+        float32_rows=False,
     ),
     "SmolLM3ForCausalLM": Family(
-        "smollm3", "smollm3", "SmolLM3", "layers without rope", {"num_key_value_heads": 4}
+        "smollm3",
+        "smollm3",
+        "SmolLM3",
+        "layers without rope",
+        {"num_key_value_heads": 4},
+        float32_rows=False,
     ),
 }
 """Hugging Face architecture -> its row."""
