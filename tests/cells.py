@@ -11,6 +11,9 @@ from typing import Any
 
 import tiny_models
 
+BACKEND = ("olmo2", "olmo3", "smollm3")
+"""Pairs that vLLM runs by its Transformers backend."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -32,9 +35,10 @@ class Cell:
     def shares_process(self) -> bool:
         """Whether its engine runs in the tests' own process (``engines``).
 
-        Compiled ones run as users run them: what torch keeps of a compiled model is not shared.
+        Compiled ones run as users run them: what torch keeps of a compiled model is not shared. Nor are the
+        classes of Hugging Face's models, which vLLM's backend for them changes (``backend_engines``).
         """
-        return not self.compiled and self.tensor_parallel == 1
+        return not self.compiled and self.tensor_parallel == 1 and self.pair not in BACKEND
 
     def engine_args(self) -> dict[str, Any]:
         args: dict[str, Any] = {

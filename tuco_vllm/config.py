@@ -121,8 +121,8 @@ def expect_row_dtype(pair: ModelPair, row_dtype: str) -> None:
         raise InputError(f"row_dtype must be one of {', '.join(ROW_DTYPES)}, not {row_dtype!r}")
     if row_dtype == "float32" and not FAMILIES[pair.ft.architecture].float32_rows:
         raise InputError(
-            f"{pair.ft.name} has experts ({pair.ft.architecture}), which vLLM computes in the model's dtype "
-            "only: leave --row-dtype out, or score with --dtype float32"
+            f"{pair.ft.name} ({pair.ft.architecture}): its rows (experts, or layers of Hugging Face's) are "
+            "computed in the model's dtype only: leave --row-dtype out, or score with --dtype float32"
         )
 
 

@@ -2,7 +2,7 @@
 
 Neither is any family code: the executor opens vLLM's own decoder layers (``engine.stock_layers``). A row says
 that a tiny random pair of the family matches the float64 oracle there, for scores and for steering, PT and FT
-differing in all that ``differs`` names. ``tests/tiny_models.PAIRS`` has the pairs, by the rows' ``pair``.
+differing in all that ``differs`` names. ``tests/tiny_families.PAIRS`` has the pairs, by the rows' ``pair``.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,10 @@ class Family(NamedTuple):
     unstated: Mapping[str, int] = {}
     """What transformers takes for a size that config.json does not have, where that is a number."""
     float32_rows: bool = True
-    """Whether rows can be float32 where the model is not: vLLM's experts take the model's dtype only."""
+    """Whether rows can be float32 where the model is not: vLLM's experts take the model's dtype only, and
+    for layers of its Transformers backend (``engine.backend_layers``) it is not built."""
+    built_in: Mapping[str, Any] = {}
+    """What vLLM's code takes for granted: config.json must say nothing else. Lists repeat."""
     text_half: str | None = None
     """The architecture of the text half, where a checkpoint has others: all that is loaded of it."""
 
@@ -92,6 +95,42 @@ FAMILIES = {
         {"num_key_value_heads": 4},
         float32_rows=False,
     ),
+    "GptOssForCausalLM": Family(
+        "gpt_oss",
+        "gpt_oss",
+        "gpt-oss, in bfloat16",
+        "experts, sinks, windows on every other layer",
+        {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64},
+        built_in={
+            "rms_norm_eps": 1e-5,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        float32_rows=False,
+    ),
+    "Olmo2ForCausalLM": Family(
+        "olmo2",
+        "olmo2",
+        "OLMo 2",
+        "norms behind attention and MLP alone, norms of q and k",
+        float32_rows=False,
+    ),
+    "Olmo3ForCausalLM": Family(
+        "olmo3",
+        "olmo3",
+        "OLMo 3",
+        "OLMo 2's, a rope for each kind of layer, windows on some layers",
+        float32_rows=False,
+    ),
+    "SmolLM3ForCausalLM": Family(
+        "smollm3",
+        "smollm3",
+        "SmolLM3",
+        "layers without rope",
+        {"num_key_value_heads": 4},
+        float32_rows=False,
+    ),
 }
 """Hugging Face architecture -> its row."""
 
@@ -111,12 +150,7 @@ _REASONS = {
 }
 """Keys of config.json that, if they say anything, rule a model out, each with the reason."""
 
-_BACKEND_ONLY = "vLLM runs it through its Transformers backend, whose layers add to the stream themselves"
 _BY_NAME = {
-    "GptOssForCausalLM": "its weights are quantized (mxfp4)",
-    "Olmo2ForCausalLM": _BACKEND_ONLY,
-    "Olmo3ForCausalLM": _BACKEND_ONLY,
-    "SmolLM3ForCausalLM": _BACKEND_ONLY,
     "PhiForCausalLM": "attention and MLP run side by side",
 }
 """Architectures that might be expected, each with the reason why they have no row yet."""
@@ -136,8 +170,18 @@ def reason_against(config: Mapping[str, Any]) -> str | None:
         if kind not in ("full_attention", "sliding_attention"):
             return f"it has {kind} layers; full and sliding attention can be cut to rows"
     if family:
-        return None
+        return _reason_of_built_in(family, config)
     return _BY_NAME.get(architecture_of(config), f"supported are {', '.join(FAMILIES)}")
+
+
+def _reason_of_built_in(family: Family, config: Mapping[str, Any]) -> str | None:
+    for key, value in family.built_in.items():
+        stated = config.get(key)
+        if isinstance(value, list) and stated:
+            value = [value[place % len(value)] for place in range(len(stated))]
+        if stated is not None and stated != value:
+            return f"its {key} is {stated}, and vLLM's code for {family.known_as} takes {value} for granted"
+    return None
 
 
 def text_of(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import backend_engines
 import engines
 import pytest
 import v2_on_cpu
@@ -24,3 +25,11 @@ def on_v2() -> Iterator[Callable[[dict[str, Any]], Any]]:
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawned, initializer=v2_on_cpu.prepare) as process:
         yield lambda spec: process.submit(v2_on_cpu.run, spec).result(timeout=600)
+
+
+@pytest.fixture(scope="session")
+def on_backend() -> Iterator[Callable[..., Any]]:
+    """Calls a function in the one process in which engines of vLLM's Transformers backend run."""
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawned, initializer=backend_engines.prepare) as process:
+        yield lambda function, *args, **named: process.submit(function, *args, **named).result(timeout=600)

@@ -7,7 +7,12 @@ from cells import Cell
 from truth import assert_close
 
 # The interpreter is slow: few and short prompts, small steps.
-CELLS = [Cell("llama", chunk=32), Cell("mistral", chunk=48), Cell("qwen3")]
+CELLS = [
+    Cell("llama", chunk=32),
+    Cell("mistral", chunk=48),
+    Cell("qwen3"),
+    pytest.param(Cell("olmo3", chunk=48), marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.id)

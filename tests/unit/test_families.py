@@ -45,7 +45,9 @@ def test_readme_has_the_rows():
         ({"architectures": ["LlamaForCausalLM"], "layer_types": ["linear_attention"]}, "linear_attention"),
         ({"architectures": ["LlamaForCausalLM"], "is_causal": False}, "looks ahead"),
         ({"architectures": ["MistralForCausalLM"], "llama_4_scaling": {"beta": 0.1}}, "queries by position"),
-        ({"architectures": ["Olmo2ForCausalLM"]}, "Transformers backend"),
+        ({"architectures": ["PhiForCausalLM"]}, "side by side"),
+        ({"architectures": ["GptOssForCausalLM"], "rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06"),
+        ({"architectures": ["GptOssForCausalLM"], "layer_types": ["full_attention"]}, "layer_types is"),
         ({"architectures": ["GPT2LMHeadModel"]}, "supported are LlamaForCausalLM"),
         ({}, "supported are LlamaForCausalLM"),
     ],
@@ -56,7 +58,7 @@ def test_what_is_refused_has_its_reason(config, reason):
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_plain_configs_are_not_refused(architecture):
-    kinds = ["full_attention", "sliding_attention"]
+    kinds = ["sliding_attention", "full_attention"]
     config = {"architectures": [architecture], "layer_types": kinds, "is_causal": True, "kv_lora_rank": None}
     assert reason_against(config) is None
 

@@ -34,7 +34,7 @@ def test_computes_in_float64(pair) -> None:
     oracle.norms(tiny_models.prompts(1))
     assert set(narrow) == {torch.float64}
     # A norm really loses digits when asked for float32, so the mode that prevents it matters.
-    norm = decoder_layers(oracle.ft)[0].input_layernorm
+    norm = decoder_layers(oracle.ft)[0].post_attention_layernorm
     x = torch.randn(1, tiny_models.SHAPE["hidden_size"], dtype=torch.float64)
     with _Float64Stays():
         exact = norm(x)

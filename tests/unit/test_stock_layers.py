@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from bare_modules import bare
 from torch import nn
 
 from tuco_vllm.engine.compat import GemmaRMSNorm, QKVParallelLinear, RMSNorm, RotaryEmbeddingBase
@@ -16,15 +17,6 @@ CONFIG: Any = SimpleNamespace(
     model_config=SimpleNamespace(max_model_len=64, dtype=torch.float32),
     kernel_config=SimpleNamespace(ir_op_priority=SimpleNamespace(fused_add_rms_norm=["native"])),
 )
-
-
-def bare(cls: type[nn.Module], **attributes: Any) -> Any:
-    """A module of vLLM's without what its constructor needs an engine for."""
-    module = cls.__new__(cls)
-    nn.Module.__init__(module)
-    for name, value in attributes.items():
-        setattr(module, name, value)
-    return module
 
 
 class Layer(nn.Module):

@@ -34,6 +34,11 @@ attention layer may be called twice in a step.
     LinearBase.quant_method, vllm.model_executor.layers.attention.Attention.impl, .layer_name,
     .kv_sharing_target_layer_name, vllm.config.CompilationConfig.static_forward_context,
     vllm.model_executor.layers.rotary_embedding.base.RotaryEmbedding.forward_native(positions, query, key)
+backend_layers.py: what vLLM's Transformers backend makes of Hugging Face's layers. Until: as stock_layers.py.
+    vllm.model_executor.models.transformers.base.Base.model, .load_weights(weights),
+    vllm.model_executor.models.transformers.base.VLLM_ATTN_ATTR,
+    vllm.model_executor.models.transformers.fusers.qkv.QKVFuser.merged_name,
+    vllm.model_executor.models.transformers.fusers.rms_norm.TPAwareRMSNorm, QKVParallelLinear.total_num_heads
 rows.py, stock_layers.py, steering_rows.py: PT queries some rows against all keys. Until: an attention layer
 may be called with fewer queries than keys.
     vllm.model_executor.layers.attention.Attention.attn_backend, .attn_type, .layer_name,

@@ -49,7 +49,7 @@ def rows_are_wide(vllm_config: VllmConfig, family: Family) -> bool:
         return False
     possible = family.float32_rows and model.runner_type == "pooling"
     if wanted == "float32" and not possible:
-        whose = "an engine that generates" if family.float32_rows else f"{family.known_as} (experts)"
+        whose = "an engine that generates" if family.float32_rows else family.known_as
         raise ValueError(f"rows of {whose} are the model's dtype: tuco_row_dtype must be auto or model")
     return possible
 

@@ -39,13 +39,18 @@ class Projected(NamedTuple):
 
 def cut_projections(attention: Any, vllm_config: VllmConfig, wide: bool) -> None:
     """Before the weights load. ``wide``: the rows are float32, to the end of the rope (``wide_rows``)."""
-    attention.qkv_proj.quant_method = _CutMethod(attention.qkv_proj, wide)
-    mix(attention.qkv_proj, _RowsQKV)
+    cut_qkv(attention.qkv_proj, wide)
     expect_positions(attention.rotary_emb, vllm_config.model_config.max_model_len)
     turn_rows = float32_rope(attention.rotary_emb) if wide else None
     attention.rotary_emb = copy.copy(attention.rotary_emb)  # vLLM shares one among layers and models
     mix(attention.rotary_emb, _RowsRope)
     attention.rotary_emb.turn_rows = turn_rows
+
+
+def cut_qkv(qkv: Any, wide: bool) -> None:
+    """Let a projection of q, k and v take ``Both`` and give ``Projected``."""
+    qkv.quant_method = _CutMethod(qkv, wide)
+    mix(qkv, _RowsQKV)
 
 
 def query_only(attention: Any) -> None:

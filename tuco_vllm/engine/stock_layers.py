@@ -69,6 +69,14 @@ class Done(NamedTuple):
     x_TH: Tensor | None
 
 
+class OwnForm:
+    """Mixed into a layer whose own code takes and returns the above (``backend_layers``)."""
+
+    def query_rows(self, select: Selection) -> str:
+        """What the function of that name does."""
+        raise NotImplementedError
+
+
 def layer_arguments(x_TH: Tensor, delta_TH: Tensor | None, rows_R: Tensor) -> dict[str, Any]:
     """A layer's input: the stream, to which ``delta_TH``, the MLP output before it, is not yet added."""
     if delta_TH is None:
@@ -84,13 +92,15 @@ def stream_on_rows(x_TH: Tensor, delta_TH: Tensor | None, rows_R: Tensor, dtype:
 
 def keep_rows(layer: Any) -> None:
     """Let a stock layer hand out its attention output on rows; to its stream nothing changes."""
+    if isinstance(layer, OwnForm):
+        return
     for norm in norms_of(_in_one_form(layer)):
         open_norm(norm, layer)
 
 
 def open_norm(norm: Any, layer: Any) -> None:
     """Let a norm on FT's stream, one of ``layer``'s or the last one behind it, add as that layer does."""
-    norm.adds_apart = isinstance(layer, GraniteDecoderLayer)
+    norm.adds_apart = isinstance(layer, GraniteDecoderLayer | OwnForm)
     mix(norm, _KeepingNorm)
 
 
@@ -111,6 +121,8 @@ def query_rows(layer: Any, vllm_config: VllmConfig, select: Selection, wide: boo
     ``wide`` rows are float32 (``wide_rows``), others the model's dtype. Before the weights load: q's and kv's
     are parted behind that. ValueError says what of the layer does not fit.
     """
+    if isinstance(layer, OwnForm):
+        return layer.query_rows(select)
     norms, attention = norms_of(_in_one_form(layer)), attention_of(layer)
     rounds = _norms_rounded_sum(vllm_config)
     for norm in norms:

@@ -5,15 +5,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tuco_vllm.engine.backend_layers import give_form
 from tuco_vllm.engine.compat import PPMissingLayer, VllmConfig, init_vllm_registered_model
 
 
 def ft_model(vllm_config: VllmConfig, architecture: str, prefix: str) -> Any:
     """FT: the engine's own config, under the name that ours stood in for."""
     hf_config = vllm_config.model_config.hf_text_config
-    return init_vllm_registered_model(
+    model = init_vllm_registered_model(
         vllm_config, hf_config=hf_config, architectures=[architecture], prefix=prefix
     )
+    give_form(model)
+    return model
 
 
 def pt_model(vllm_config: VllmConfig, pt_config: Any, architecture: str, prefix: str) -> Any:
@@ -22,7 +25,9 @@ def pt_model(vllm_config: VllmConfig, pt_config: Any, architecture: str, prefix:
     model = init_vllm_registered_model(
         _for_pt(vllm_config, text), hf_config=text, architectures=[architecture], prefix=prefix
     )
-    decoder_of(model).embed_tokens = PPMissingLayer()
+    give_form(model)
+    embedding = "embedding" if hasattr(decoder_of(model), "embedding") else "embed_tokens"  # gpt-oss's name
+    setattr(decoder_of(model), embedding, PPMissingLayer())
     return without_head(model)
 
 
