@@ -117,7 +117,7 @@ ROWS = [
     ("Mixtral", "pooling", "bfloat16", "auto", False),
     ("Mixtral", "pooling", "float32", "float32", False),
     ("Llama", "generate", "bfloat16", "float32", "rows of an engine that generates are the model's dtype"),
-    ("Mixtral", "pooling", "bfloat16", "float32", r"rows of Mixtral \(experts\) are the model's dtype"),
+    ("Mixtral", "pooling", "bfloat16", "float32", "rows of Mixtral are the model's dtype"),
     (
         "Llama",
         "pooling",

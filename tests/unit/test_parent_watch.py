@@ -145,3 +145,31 @@ def test_a_process_of_its_own_is_not_watched():
 def test_parents_of_other_processes():
     assert _parent_of(os.getpid()) == os.getppid()
     assert _parent_of(2**30) is None
+
+
+GONE_BEFORE = """
+import multiprocessing, os, time
+from tuco_vllm.engine.parent_watch import _OWNER, end_with_parent
+
+def worker():
+    end_with_parent()
+    time.sleep(600)
+
+def core():
+    process = multiprocessing.get_context("spawn").Process(target=worker)
+    process.start()
+    process.join()
+
+if __name__ == "__main__":
+    os.environ[_OWNER] = "999999999"  # what an owner that has died by now had said
+    engine = multiprocessing.get_context("spawn").Process(target=core, name="EngineCore")
+    engine.start()
+    engine.join()
+"""
+
+
+def test_an_owner_that_died_before_anybody_looked(tmp_path):
+    """An EngineCore whose owner is killed while it starts belongs to nobody when its worker first looks."""
+    script = tmp_path / "gone.py"
+    script.write_text(GONE_BEFORE)
+    subprocess.run([sys.executable, str(script)], timeout=60, check=True)

@@ -7,6 +7,7 @@ from vllm import EngineArgs
 
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.compat import current_platform
+from tuco_vllm.engine.parent_watch import own_engines
 from tuco_vllm.engine.plugin import ARCHITECTURE, let_vllm_load_us
 from tuco_vllm.errors import InputError
 
@@ -35,10 +36,11 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
     stages = engine_args.get("pipeline_parallel_size", 1) > 1
     if stages and engine_args.get("enforce_eager") and current_platform.is_cpu():
         raise InputError(
-            "vLLM cannot run pipeline stages on a CPU without torch.compile (a stage has no room for what comes "
-            "from the one before): leave enforce_eager out"
+            "vLLM cannot run pipeline stages on a CPU without torch.compile (a stage has no room for what "
+            "comes from the one before): leave enforce_eager out"
         )
     let_vllm_load_us()
+    own_engines()
     settings = pair_settings(pair, runner, **overrides)
     arguments = EngineArgs(**{"disable_log_stats": True, **engine_args, **settings})
     complete(arguments, pair)

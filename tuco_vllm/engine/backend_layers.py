@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuco_vllm.engine.compat import QKVParallelLinear, RMSNorm
+from tuco_vllm.engine.compat import PPMissingLayer, QKVParallelLinear, RMSNorm
 from tuco_vllm.engine.rows import Selection, rows_backend
 from tuco_vllm.engine.rows_projection import Both, cut_qkv
 from tuco_vllm.engine.stock_layers import Done, OwnForm, Pending
@@ -50,6 +50,8 @@ def give_form(model: Any) -> None:
     rope: Any = getattr(decoder, "rotary_emb", None)
     by_kind = "layer_type" in inspect.signature(type(rope).forward).parameters
     for index, layer in enumerate(decoder.layers):
+        if isinstance(layer, PPMissingLayer):  # another pipeline stage's
+            continue
         form: Any = layer
         form.norm_places = _norm_places_of(layer)
         _expect_attention(layer)

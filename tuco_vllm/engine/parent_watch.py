@@ -62,7 +62,9 @@ def _watch(parent: BaseProcess) -> None:
     """Return never: end this process when its parent dies or, in a worker, when the EngineCore's does."""
     own, parents = os.getppid(), None
     if parent.name.startswith("EngineCore"):
-        parents = _parent_of(own)
+        stated = int(os.environ.get(_OWNER, own))
+        # The owner may have died before this process could look who it is.
+        parents = _parent_of(own) if stated == own else stated
     while True:
         parent.join(_SECONDS)
         # A forked sibling can hold the sentinel open that join() waits for: hence the comparison.
