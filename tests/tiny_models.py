@@ -26,6 +26,10 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+# The oracle's tensors are as small as these models: a second thread only makes it slower, and by a factor of
+# ten and more where the threads of an engine, or another program, keep a core busy.
+torch.set_num_threads(1)
+
 MAX_LEN = 256
 PT_VOCAB, FT_VOCAB = 480, 512
 

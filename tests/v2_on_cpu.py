@@ -10,6 +10,7 @@ process, one after the other, so that what ``prepare`` sets up holds for them.
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +44,9 @@ def pretend_triton_has_a_cpu_backend() -> None:
         def hash(self) -> str:
             return "none"
 
+    # Whether a sum of integers overflows is checked in no compiled kernel, and takes a quarter of the time.
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
     triton.backends.backends["cpu"] = SimpleNamespace(driver=Driver, compiler=Compiler)
     # vLLM's kernels mask with integers; the interpreter takes booleans only.
     builder = interpreter.InterpreterBuilder

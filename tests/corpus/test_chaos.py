@@ -113,7 +113,7 @@ def corpus(tmp_path):
 
 def test_killed_at_random_steps_and_resumed(chaos, corpus, tmp_path):
     """A seeded walk: each run loses some of its processes and, in the end, its driver."""
-    code, log = chaos("whole", corpus)
+    code, log = chaos("whole", corpus, engines=0)
     assert code == 0, log
     steps = int((tmp_path / "whole.steps").read_text())
     assert steps > 25  # job.json, six parts, run.json after each, _SUCCESS: three steps a file
@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_ends_the_job_at_once_and_keeps_what_is_done(chaos,
 @pytest.mark.timeout(3600)
 def test_the_driver_killed_at_every_step(chaos, corpus, tmp_path):
     """Of a job of two parts: all that makes the first and the last of them durable."""
-    chaos("whole", corpus, rows_per_file=3000)
+    chaos("whole", corpus, rows_per_file=3000, engines=0)
     whole = read(tmp_path / "whole")
     for step in range(1, int((tmp_path / "whole.steps").read_text()) + 1):
         out = f"out-{step}"
