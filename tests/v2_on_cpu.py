@@ -94,7 +94,8 @@ def run(spec: dict[str, Any]) -> Any:
 
     rounds: lists of token-id prompts; returns each round's norms; or
     generate: requests, each a prompt, an alpha (None: plain FT) and fields of SamplingParams; returns what
-    two rounds of them gave, a list of completions for each request, and the engine's counters.
+    two rounds of them (or as many as ``times`` says) gave, a list of completions for each request, and the
+    engine's counters.
 
     With pad_to, a list of sizes, batches are padded (``padded_batches``).
     """
@@ -130,7 +131,7 @@ def generate(spec: dict[str, Any]) -> dict[str, Any]:
             alpha = fields.pop("alpha")
             wish = None if alpha is None else {"alpha": alpha, "tuco": True}
             params.append(SamplingParams(**fields, extra_args=wish))
-        rounds = [engine.generate(prompts, params, use_tqdm=False) for _ in range(2)]
+        rounds = [engine.generate(prompts, params, use_tqdm=False) for _ in range(spec.get("times", 2))]
         return {
             "rounds": [[[completed(c) for c in output.outputs] for output in outputs] for outputs in rounds],
             "counters": {m.name: m.value for m in engine.get_metrics() if hasattr(m, "value")},

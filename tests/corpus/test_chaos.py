@@ -111,7 +111,8 @@ def corpus(tmp_path):
     return paths
 
 
-def test_killed_at_random_steps_and_resumed(chaos, corpus, tmp_path):
+@pytest.mark.parametrize("deaths", [1, pytest.param(2, marks=pytest.mark.slow)])  # each starts Ray once more
+def test_killed_at_random_steps_and_resumed(chaos, corpus, tmp_path, deaths):
     """A seeded walk: each run loses some of its processes and, in the end, its driver."""
     code, log = chaos("whole", corpus, engines=0)
     assert code == 0, log
@@ -119,7 +120,7 @@ def test_killed_at_random_steps_and_resumed(chaos, corpus, tmp_path):
     assert steps > 25  # job.json, six parts, run.json after each, _SUCCESS: three steps a file
     dice = random.Random(SEED)
     fewer = steps
-    for _ in range(2):
+    for _ in range(deaths):
         fatal = dice.randint(4, fewer - 12)
         fewer -= fatal
         victims = [(dice.randint(1, fatal - 1), victim) for victim in ("actor", "tokeniser", "board")]
