@@ -31,8 +31,12 @@ RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 ``publish_error_to_driver``). They hold nothing, and nobody waits for them here."""
 
 
+DEAD_SECONDS = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""So long do Ray's processes look for a dead driver's head here; slow tests wait as long as users do."""
+
+
 @pytest.fixture
-def chaos(tmp_path, models):
+def chaos(tmp_path, models, request):
     """Run the job into ``out`` of the test's folder, with kills; returns the exit code."""
     mark = f"{tmp_path}"
 
@@ -52,6 +56,8 @@ def chaos(tmp_path, models):
         log = tmp_path / f"{out}.log"
         paths = [str(DRIVER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TUCO_CHAOS": mark}
+        if not request.node.get_closest_marker("slow"):
+            env |= DEAD_SECONDS
         with log.open("a") as stderr:
             done = subprocess.run(
                 [sys.executable, str(DRIVER), str(tmp_path / "plan.json")],
