@@ -1,8 +1,9 @@
 """The correctness matrix of the engine: {family} x {eager, compiled} x {dtype} x {chunk} x {TP}.
 
-``COVER`` is a pairwise cover for three families of different structure, which ``make test`` runs;
-``product()``, for ``make test-full``, is all combinations for Llama, a pairwise cover for every other pair.
-Prompt lengths, batching, shuffling and the prefix cache's three states vary inside each cell, on one engine.
+``COVER`` is a pairwise cover for three families of different structure. ``make test`` runs its cells that
+are not ``SLOW``, and ``EAGER``; ``product()``, for ``make test-full``, is all of these, all combinations for
+Llama, and a pairwise cover for every other pair. Prompt lengths, batching, shuffling and the prefix cache's
+three states vary inside each cell, on one engine.
 """
 
 from dataclasses import dataclass
@@ -68,6 +69,18 @@ COVER = [
     Cell("gemma2", compiled=True, dtype="bfloat16", tensor_parallel=2, chunk=48),
 ]
 
+SLOW = {
+    Cell("gemma2", compiled=True, dtype="bfloat16", tensor_parallel=2, chunk=48): "a minute of compiling",
+    Cell("mistral", tensor_parallel=2): "the start of three processes, as llama_mha's",
+}
+"""Cells of ``COVER`` that only ``make test-full`` runs, and why; one compiled and one of two ranks stay."""
+
+EAGER = [Cell("mistral", dtype="bfloat16"), Cell("gemma2", dtype="bfloat16", chunk=48)]
+"""What ``COVER`` without ``SLOW`` lacks of the three families in both dtypes; seconds each."""
+
+QUICK = Cell("gemma2")
+"""The cell that ``make quick`` runs too."""
+
 
 def product() -> list[Cell]:
     """Llama's every combination, every pair's cover; ``COVER``, of a second chunk size; one in float16."""
@@ -80,4 +93,4 @@ def product() -> list[Cell]:
         for values in (settings if pair == "llama" else pairwise)
     ]
     half = Cell("llama_mha", dtype="float16", chunk=48)
-    return [*whole, *(cell for cell in COVER if cell not in whole), half]
+    return [*whole, *(cell for cell in [*COVER, *EAGER] if cell not in whole), half]

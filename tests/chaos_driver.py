@@ -2,10 +2,10 @@
 
     python tests/chaos_driver.py PLAN.json
 
-PLAN: inputs, out, pt, ft, dtype, rows_per_file, engines; kills, a list of (step, victim); fake, a folder for
-fake engines' marks, or null for vLLM's. A step is a call of the driver that makes something durable (fsync or
-rename), counted from 1; the victim dies just before it, and with "disk" the call fails. The number of steps
-goes to OUT.steps in the end.
+PLAN: inputs, out, pt, ft, dtype, rows_per_file; engines, or 0 for a fake one in this process, without Ray;
+kills, a list of (step, victim); fake, a folder for fake engines' marks, or null for vLLM's. A step is a call
+of the driver that makes something durable (fsync or rename), counted from 1; the victim dies just before it,
+and with "disk" the call fails. The number of steps goes to OUT.steps in the end.
 """
 
 import errno
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 from deadly_scorer import DeadlyScorer
-from fake_scorer import make_encoder
+from fake_scorer import LocalPipeline, make_encoder
 
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.corpus import publish, run_record
@@ -77,6 +77,8 @@ def main(plan_file):
     cluster = Cluster(plan["engines"])
 
     def open_pipeline(tokens):
+        if not plan["engines"]:
+            return LocalPipeline(job, pair.ft.directory)
         if plan["fake"] is None:
             return pipeline_of(job, pair, cluster, {"dtype": plan["dtype"], "enforce_eager": True})
         start = partial(DeadlyScorer, folder=plan["fake"])

@@ -1,13 +1,15 @@
 """An engine without a model: scores are a function of the token ids, so any loss or swap of rows shows."""
 
+from __future__ import annotations  # transformers' types below are for the reader only
+
 import hashlib
 from collections import deque
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from fake_checkpoint import write_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from tuco_vllm.corpus.board import EngineFacts
 from tuco_vllm.corpus.chunks import ScoredChunk
@@ -16,6 +18,9 @@ from tuco_vllm.corpus.stages import scored, tokenised
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.records import TucoScore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 LAYERS = 3
 TEMPLATE = (
@@ -26,6 +31,9 @@ TEMPLATE = (
 
 def byte_level_tokenizer(*, template: str | None = TEMPLATE, special: bool = True) -> PreTrainedTokenizerFast:
     """Every byte has a token; with ``special``, strings come between <s> (0) and </s> (1)."""
+    # Takes seconds, and Ray's workers, which import this file for the scorer, need none.
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -94,7 +102,7 @@ class FakeScorer:
             raise EngineError("the engine died")
         now = [self._queue.popleft() for _ in range(min(self._window, len(self._queue)))]
         self.scored += len(now)
-        return [(name, torch.tensor(fake_norms(ids))) for name, ids in now]
+        return [(name, np.array(fake_norms(ids))) for name, ids in now]
 
     def close(self):
         pass

@@ -12,6 +12,10 @@ from tiny_families import MAX_LEN, PAIRS, SHAPE, TINY_TOWER
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
+# The oracle's tensors are as small as these models: a second thread only makes it slower, and by a factor of
+# ten and more where the threads of an engine, or another program, keep a core busy.
+torch.set_num_threads(1)
+
 PT_VOCAB, FT_VOCAB = 480, 512
 
 CHAT_TEMPLATE = (

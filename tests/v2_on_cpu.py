@@ -10,6 +10,7 @@ process, one after the other, so that what ``prepare`` sets up holds for them.
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +44,9 @@ def pretend_triton_has_a_cpu_backend() -> None:
         def hash(self) -> str:
             return "none"
 
+    # Whether a sum of integers overflows is checked in no compiled kernel, and takes a quarter of the time.
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
     triton.backends.backends["cpu"] = SimpleNamespace(driver=Driver, compiler=Compiler)
     # vLLM's kernels mask with integers; the interpreter takes booleans only.
     builder = interpreter.InterpreterBuilder
@@ -90,7 +94,8 @@ def run(spec: dict[str, Any]) -> Any:
 
     rounds: lists of token-id prompts; returns each round's norms; or
     generate: requests, each a prompt, an alpha (None: plain FT) and fields of SamplingParams; returns what
-    two rounds of them gave, a list of completions for each request, and the engine's counters.
+    two rounds of them (or as many as ``times`` says) gave, a list of completions for each request, and the
+    engine's counters.
 
     With pad_to, a list of sizes, batches are padded (``padded_batches``).
     """
@@ -126,7 +131,7 @@ def generate(spec: dict[str, Any]) -> dict[str, Any]:
             alpha = fields.pop("alpha")
             wish = None if alpha is None else {"alpha": alpha, "tuco": True}
             params.append(SamplingParams(**fields, extra_args=wish))
-        rounds = [engine.generate(prompts, params, use_tqdm=False) for _ in range(2)]
+        rounds = [engine.generate(prompts, params, use_tqdm=False) for _ in range(spec.get("times", 2))]
         return {
             "rounds": [[[completed(c) for c in output.outputs] for output in outputs] for outputs in rounds],
             "counters": {m.name: m.value for m in engine.get_metrics() if hasattr(m, "value")},

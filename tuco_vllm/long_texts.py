@@ -7,10 +7,14 @@ looked up in the vocabulary is all there is. A text is cut at such a place only,
 single word, or Chinese without a space) is tokenised whole, as is every text where a token does reach across.
 """
 
+from __future__ import annotations  # transformers' types below are for the checker only
+
 import re
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SEAM = re.compile(r"[!-~](?= )")
 _TOKEN_ACROSS_A_SEAM = re.compile(r"[!-~][ ▁Ġ]")  # the space, as SentencePiece and byte-level BPE write it

@@ -5,17 +5,20 @@ with a generation prompt, and its text is tokenised without further special toke
 them). Token ids are taken as they are. A text that cannot fit is refused before it is tokenised.
 """
 
+from __future__ import annotations  # transformers' types below are for the checker only
+
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from tuco_vllm.errors import InputError
 from tuco_vllm.long_texts import LongTexts
 from tuco_vllm.records import Messages, PromptInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ON_LONG = ("error", "truncate-left", "truncate-right")
 
@@ -37,6 +40,9 @@ class EncodedPrompt:
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A model directory's tokenizer, without its weights. Raises InputError where there is none."""
+    # Takes seconds, with torch behind it; most of a job's processes load no tokenizer.
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises every kind here, ImportError and KeyError included

@@ -31,8 +31,12 @@ RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 ``publish_error_to_driver``). They hold nothing, and nobody waits for them here."""
 
 
+DEAD_SECONDS = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""So long do Ray's processes look for a dead driver's head here; slow tests wait as long as users do."""
+
+
 @pytest.fixture
-def chaos(tmp_path, models):
+def chaos(tmp_path, models, request):
     """Run the job into ``out`` of the test's folder, with kills; returns the exit code."""
     mark = f"{tmp_path}"
 
@@ -52,6 +56,8 @@ def chaos(tmp_path, models):
         log = tmp_path / f"{out}.log"
         paths = [str(DRIVER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TUCO_CHAOS": mark}
+        if not request.node.get_closest_marker("slow"):
+            env |= DEAD_SECONDS
         with log.open("a") as stderr:
             done = subprocess.run(
                 [sys.executable, str(DRIVER), str(tmp_path / "plan.json")],
@@ -111,15 +117,16 @@ def corpus(tmp_path):
     return paths
 
 
-def test_killed_at_random_steps_and_resumed(chaos, corpus, tmp_path):
+@pytest.mark.parametrize("deaths", [1, pytest.param(2, marks=pytest.mark.slow)])  # each starts Ray once more
+def test_killed_at_random_steps_and_resumed(chaos, corpus, tmp_path, deaths):
     """A seeded walk: each run loses some of its processes and, in the end, its driver."""
-    code, log = chaos("whole", corpus)
+    code, log = chaos("whole", corpus, engines=0)
     assert code == 0, log
     steps = int((tmp_path / "whole.steps").read_text())
     assert steps > 25  # job.json, six parts, run.json after each, _SUCCESS: three steps a file
     dice = random.Random(SEED)
     fewer = steps
-    for _ in range(2):
+    for _ in range(deaths):
         fatal = dice.randint(4, fewer - 12)
         fewer -= fatal
         victims = [(dice.randint(1, fatal - 1), victim) for victim in ("actor", "tokeniser", "board")]
@@ -144,7 +151,7 @@ def test_a_disk_that_fills_up_ends_the_job_at_once_and_keeps_what_is_done(chaos,
 @pytest.mark.timeout(3600)
 def test_the_driver_killed_at_every_step(chaos, corpus, tmp_path):
     """Of a job of two parts: all that makes the first and the last of them durable."""
-    chaos("whole", corpus, rows_per_file=3000)
+    chaos("whole", corpus, rows_per_file=3000, engines=0)
     whole = read(tmp_path / "whole")
     for step in range(1, int((tmp_path / "whole.steps").read_text()) + 1):
         out = f"out-{step}"

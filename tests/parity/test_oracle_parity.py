@@ -9,20 +9,21 @@ from contextlib import closing
 import pytest
 import tiny_models
 import torch
-from cells import COVER, Cell, product
+from cells import COVER, EAGER, QUICK, SLOW, Cell, product
 from engines import in_this_process
 from scored import ScoresAreTrue, ScoringEngine
 from truth import assert_close
 
-QUICK = Cell("qwen3")
-"""The cell that ``make quick`` runs too."""
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
-        cells = product() if metafunc.config.getoption("--full") else COVER
-        marked = [pytest.param(cell, marks=pytest.mark.quick) if cell == QUICK else cell for cell in cells]
+        cells = product() if metafunc.config.getoption("--full") else [*COVER, *EAGER]
+        marked = [pytest.param(cell, marks=marks(cell)) for cell in cells]
         metafunc.parametrize("engine", marked, ids=lambda cell: cell.id, indirect=True, scope="module")
+
+
+def marks(cell: Cell) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.quick] * (cell == QUICK) + [pytest.mark.slow] * (cell in SLOW)
 
 
 @pytest.fixture(scope="module")

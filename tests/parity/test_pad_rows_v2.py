@@ -36,7 +36,7 @@ def test_steered(pair_dirs, on_v2) -> None:
     """Mixed batches, and plain ones once the others have ended."""
     cell = Cell("mistral_windowed_ft", chunk=48)
     pair = pair_dirs(cell.pair, cell.dtype)
-    prompts, alphas = steered.requests(9, longest=30)
+    prompts, alphas = steered.requests(6, longest=30)
     wishes = [None if place % 3 == 2 else alpha for place, alpha in enumerate(alphas)]
     requests = [
         {

@@ -5,14 +5,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_first_python_block_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "eager",
+    [True, pytest.param(False, marks=pytest.mark.slow)],  # two minutes to compile six layers of two models
+    ids=["eager", "as it stands there"],
+)
+def test_the_first_python_block_runs(eager: bool, tmp_path: Path) -> None:
     block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert block is not None
     script = tmp_path / "first.py"
-    script.write_text(block[1])
+    code = block[1].replace("ft=FT)", "ft=FT, enforce_eager=True)") if eager else block[1]
+    assert ("enforce_eager" in code) == eager
+    script.write_text(code)
     run = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
     )

@@ -12,6 +12,7 @@ import tiny_models
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from server.test_score_route import CHAT, JSON, LIMIT, Scorer
+from starlette.requests import Request
 
 from tuco_vllm.prompts import PromptEncoder
 from tuco_vllm.server import metrics, score_body
@@ -97,14 +98,35 @@ def test_a_body_over_the_limit_is_read_but_never_held(app):
     assert next(sent, None) is None  # a client that still sends would not see an answer
 
 
-@pytest.mark.parametrize("value", [b"1", b"[]", b"{}", b'"a"'])
-def test_more_values_than_are_parsed_at_once_are_refused(app, monkeypatch, value):
-    monkeypatch.setattr(score_body, "_MOST_VALUES", 1000)
-    client = TestClient(app)
-    body = b'{"input": [' + value + (b"," + value) * 1000 + b"]}"
-    answer = client.post(PATH, content=body, headers=JSON)
+@pytest.mark.parametrize(
+    ("value", "most"),
+    [
+        (b"1", 1_750_000),
+        (b'"a"', 1_750_000),
+        (b"[]", 300_000),
+        (b"[[[[]]]]", 85_000),
+        (b"{}", 300_000),
+        (b'{"a":0}', 160_000),
+        (b'{"a":0,"b":0}', 110_000),
+    ],
+)
+def test_more_values_than_are_parsed_at_once_are_refused(app, scorer, value, most):
+    """Of each kind at most so many as take the event loop less than 0.2 seconds."""
+    body = b'{"input": [' + value + (b"," + value) * most + b"]}"
+    answer = TestClient(app).post(PATH, content=body, headers=JSON)
     assert answer.status_code == 413
-    assert "over 1000 values: send several requests" in answer.text
+    assert "send several requests" in answer.text
+    assert not scorer.seen
+
+
+def test_the_longest_prompts_of_token_ids_fit():
+    prompts = [[100_000] * 1500] * 1024
+    messages = [{"type": "http.request", "body": json.dumps({"input": prompts}).encode()}]
+
+    async def receive():
+        return messages.pop()
+
+    assert asyncio.run(score_body.read_body(Request(scope(), receive))) == {"input": prompts}
 
 
 def test_the_number_of_inputs_is_vllms(app, monkeypatch):

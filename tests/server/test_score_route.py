@@ -129,7 +129,7 @@ def test_the_model_may_be_left_out_and_the_layers(ask):
         ({"input": {"role": "user"}}, "input", "an object"),
         ({"input": [{"content": "x"}]}, "input", "no role"),
         ({"input": [CHAT, [{"role": "user", "content": 5}]]}, "input[1]", "content"),
-        ({"input": "\ud800"}, "input", "surrogate"),
+        ({"input": "\ud800"}, "body", "hex escape"),
         ({}, "input", "missing"),
         ({"input": "a", "model": 5}, "model", "not a string"),
         ({"input": "a", "layers": 1}, "layers", "not a boolean"),

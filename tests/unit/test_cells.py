@@ -1,10 +1,11 @@
 """The cells of ``make test`` and of ``make test-full`` are what they are called: pairwise covers."""
 
 from itertools import combinations
+from itertools import product as product_of
 
 import pytest
 import tiny_models
-from cells import COVER, Cell, product
+from cells import COVER, EAGER, QUICK, SLOW, Cell, product
 
 FAMILIES = {"llama", "mistral", "gemma2"}
 """Those of ``COVER``: two norms; a window; four norms, windows on some layers."""
@@ -42,12 +43,22 @@ def test_every_two_settings_meet_for_every_pair(pair):
     assert met(combined()) <= met(settings(cell) for cell in product() if cell.pair == pair)
 
 
+def test_what_make_test_runs_has_every_setting_and_all_families_eager_in_both_dtypes():
+    daily = [cell for cell in [*COVER, *EAGER] if cell not in SLOW]
+    for name, values in settings(Cell("llama")).items():
+        assert {settings(cell)[name] for cell in daily} > {values}
+    eager = {(cell.pair.partition("_")[0], cell.dtype) for cell in daily if not cell.compiled}
+    assert eager == set(product_of(FAMILIES, ("float32", "bfloat16")))
+    assert QUICK in daily
+
+
 def test_llamas_product_is_whole():
     assert len({cell for cell in product() if cell.pair == "llama" and cell.chunk in (None, 48)}) == 16
 
 
 def test_the_product_holds_the_cover():
-    assert set(COVER) <= set(product())
+    assert {*COVER, *EAGER} <= set(product())
+    assert set(SLOW) <= set(COVER)
 
 
 def test_no_cell_is_run_twice():

@@ -154,10 +154,14 @@ def test_every_package_folder_is_a_package():
 
 @pytest.mark.parametrize(
     "module",
-    ["tuco_vllm", "tuco_vllm.records", "tuco_vllm.metrics", "tuco_vllm.config", "tuco_vllm.families"],
+    [
+        *("tuco_vllm", "tuco_vllm.records", "tuco_vllm.metrics", "tuco_vllm.config", "tuco_vllm.families"),
+        *("tuco_vllm.prompts", "tuco_vllm.corpus.actors"),
+    ],
 )
 def test_light_modules_load_neither_torch_nor_vllm(module):
-    # Every vLLM process of an environment imports the package through its plugin.
+    # Every vLLM process of an environment imports the package through its plugin, and of a job's processes
+    # most need neither.
     code = f"import sys, {module}; print(sorted({{'torch', 'vllm', 'transformers'}} & set(sys.modules)))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
