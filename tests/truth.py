@@ -23,7 +23,7 @@ _known: dict[tuple[Any, ...], Tensor] = {}
 def true_norms(
     pair: tuple[str, str], prompts: Sequence[Sequence[int]], dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """The oracle's ``[N, L, 4]``, of each prompt once a session, in batches of like lengths: little padding."""
+    """The oracle's ``[N, L, 4]``, each prompt once a session, in batches of like lengths."""
     keys = [(*pair, dtype, tuple(prompt)) for prompt in prompts]
     missing = sorted({key for key in keys if key not in _known}, key=lambda key: len(key[-1]))
     for start in range(0, len(missing), _BATCH):

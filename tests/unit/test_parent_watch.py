@@ -149,19 +149,21 @@ def test_parents_of_other_processes():
 
 GONE_BEFORE = """
 import multiprocessing, os, time
-from tuco_vllm.engine.parent_watch import _OWNER, end_with_parent
+from tuco_vllm.engine.parent_watch import end_with_parent, own_engines
 
 def worker():
+    time.sleep(2)  # the weights' place: the owner is killed meanwhile
     end_with_parent()
     time.sleep(600)
 
 def core():
     process = multiprocessing.get_context("spawn").Process(target=worker)
     process.start()
+    os.write(1, f"{os.getpid()} {process.pid}\\n".encode())
     process.join()
 
 if __name__ == "__main__":
-    os.environ[_OWNER] = "999999999"  # what an owner that has died by now had said
+    own_engines()
     engine = multiprocessing.get_context("spawn").Process(target=core, name="EngineCore")
     engine.start()
     engine.join()
@@ -172,4 +174,13 @@ def test_an_owner_that_died_before_anybody_looked(tmp_path):
     """An EngineCore whose owner is killed while it starts belongs to nobody when its worker first looks."""
     script = tmp_path / "gone.py"
     script.write_text(GONE_BEFORE)
-    subprocess.run([sys.executable, str(script)], timeout=60, check=True)
+    owner = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in owner.stdout.readline().split()]
+    owner.kill()
+    owner.wait()
+    if _parent_of(pids[0]) != 1:
+        pytest.skip("orphans have another parent here than process 1")
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30)
+    for process in alive:
+        process.kill()
+    assert not alive

@@ -62,9 +62,9 @@ def _watch(parent: BaseProcess) -> None:
     """Return never: end this process when its parent dies or, in a worker, when the EngineCore's does."""
     own, parents = os.getppid(), None
     if parent.name.startswith("EngineCore"):
-        stated = int(os.environ.get(_OWNER, own))
-        # The owner may have died before this process could look who it is.
-        parents = _parent_of(own) if stated == own else stated
+        parents = _parent_of(own)
+        if parents == 1 and int(os.environ.get(_OWNER, own)) not in (own, 1):
+            os._exit(1)  # an orphan: its owner, which was another, died before this process could look
     while True:
         parent.join(_SECONDS)
         # A forked sibling can hold the sentinel open that join() waits for: hence the comparison.
