@@ -154,10 +154,10 @@ def test_an_older_run_has_a_status(tmp_path, capsys):
         (
             {"dtype": "bfloat16", "row_dtype": "bfloat16"},
             [0.001, 0.03, 0.9],
-            "--row-dtype float32, or --dtype",
+            "--row-dtype auto, where",
         ),
         ({"dtype": "bfloat16", "row_dtype": "float32"}, [0.001, 0.005, 0.9], "--dtype float32 makes"),
-        ({"dtype": "bfloat16"}, [0.03], "--row-dtype float32"),  # a run of before there were other rows
+        ({"dtype": "bfloat16"}, [0.03], "--row-dtype auto"),  # a run of before there were other rows
         ({"dtype": "bfloat16", "row_dtype": "bfloat16"}, [0.001, 0.05, 0.9], None),
         ({"dtype": "bfloat16", "row_dtype": "float32"}, [0.01], None),
         ({"dtype": "float32", "row_dtype": "float32"}, [0.0], None),

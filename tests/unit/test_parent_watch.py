@@ -149,7 +149,7 @@ def test_parents_of_other_processes():
 
 GONE_BEFORE = """
 import multiprocessing, os, time
-from tuco_vllm.engine.parent_watch import end_with_parent, own_engines
+from tuco_vllm.engine.parent_watch import end_with_parent, name_starter
 
 def worker():
     time.sleep(2)  # the weights' place: the owner is killed meanwhile
@@ -163,7 +163,7 @@ def core():
     process.join()
 
 if __name__ == "__main__":
-    own_engines()
+    name_starter()
     engine = multiprocessing.get_context("spawn").Process(target=core, name="EngineCore")
     engine.start()
     engine.join()
@@ -184,3 +184,20 @@ def test_an_owner_that_died_before_anybody_looked(tmp_path):
     for process in alive:
         process.kill()
     assert not alive
+
+
+def test_a_command_outlives_the_script_that_started_it(tmp_path):
+    """A script that has used an engine may leave `tuco serve` in the background."""
+    script = (
+        "import subprocess, sys\n"
+        "from tuco_vllm.engine.parent_watch import name_starter\n"
+        "name_starter()\n"
+        "code = 'import tuco_vllm.__main__, time; time.sleep(30)'\n"
+        "quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}\n"
+        "print(subprocess.Popen([sys.executable, '-c', code], **quiet).pid)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    command = psutil.Process(int(done.stdout))
+    time.sleep(2.5)  # it would have looked twice by now
+    assert command.is_running()
+    command.kill()

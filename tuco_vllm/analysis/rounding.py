@@ -18,7 +18,9 @@ def rounding_warning(dtype: str, row_dtype: str, median: float) -> str | None:
     rounding = ROUNDING.get((dtype, row_dtype), 0.0)
     if rounding <= NOTABLE * median:
         return None
-    mend = "--dtype float32" if row_dtype == "float32" else "--row-dtype float32, or --dtype float32"
+    mend = "--dtype float32"
+    if row_dtype != "float32":  # not asked for, or a family that has no such rows
+        mend = "--row-dtype auto, where a family has float32 rows, or --dtype float32"
     return (
         f"Half of the scores are below {median:.4f}, and rounding in {dtype} alone adds about {rounding:.0e} "
         f"to such scores: tuco doctor measures it for this pair; {mend} makes it smaller."

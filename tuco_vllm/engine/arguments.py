@@ -7,7 +7,7 @@ from vllm import EngineArgs
 
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.compat import current_platform
-from tuco_vllm.engine.parent_watch import own_engines
+from tuco_vllm.engine.parent_watch import name_starter
 from tuco_vllm.engine.plugin import ARCHITECTURE, let_vllm_load_us
 from tuco_vllm.errors import InputError
 
@@ -40,7 +40,7 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
             "comes from the one before): leave enforce_eager out"
         )
     let_vllm_load_us()
-    own_engines()
+    name_starter()
     settings = pair_settings(pair, runner, **overrides)
     arguments = EngineArgs(**{"disable_log_stats": True, **engine_args, **settings})
     complete(arguments, pair)

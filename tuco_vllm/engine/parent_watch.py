@@ -22,11 +22,19 @@ _SECONDS = 1.0
 _THREAD = "tuco-parent-watch"
 _OWNER = "TUCO_VLLM_OWNER"
 """The environment variable with the process that a new one has to end with."""
+_STARTER = "TUCO_VLLM_STARTER"
+"""The environment variable with the process that has last started an engine. Whoever else inherits it, like a
+server in the background of a script, lives on when that one ends."""
 
 
 def own_engines() -> None:
     """Have the processes that this one starts, and theirs, ``end_with_owner``."""
     os.environ[_OWNER] = str(os.getpid())
+
+
+def name_starter() -> None:
+    """Say in the environment of the engine that this process is about to start that this one starts it."""
+    os.environ[_STARTER] = str(os.getpid())
 
 
 def end_with_owner() -> None:
@@ -63,7 +71,7 @@ def _watch(parent: BaseProcess) -> None:
     own, parents = os.getppid(), None
     if parent.name.startswith("EngineCore"):
         parents = _parent_of(own)
-        if parents == 1 and int(os.environ.get(_OWNER, own)) not in (own, 1):
+        if parents == 1 and os.environ.get(_STARTER, "1") != "1":
             os._exit(1)  # an orphan: its owner, which was another, died before this process could look
     while True:
         parent.join(_SECONDS)
