@@ -27,7 +27,10 @@ def start(which: str, pt: str, ft: str, dtype: str) -> LLM:
 
 
 def stream(llm: LLM, prompts: list[list[int]], task: str) -> list[dict[str, Tensor]]:
-    """For each prompt what every attention and MLP of FT gives, by layer and name."""
+    """For each prompt what every attention and MLP of FT gives in the first run, by layer and name.
+
+    A 16-bit engine runs FT's layers a second time, on the rows in float32 (engine/wide_rows.py).
+    """
     seen: list[dict[str, Tensor]] = []
 
     def hook(model: nn.Module) -> None:
@@ -36,8 +39,9 @@ def stream(llm: LLM, prompts: list[list[int]], task: str) -> list[dict[str, Tens
             for name in PARTS:
 
                 def keep(_: nn.Module, args: Any, output: Any, key: str = f"{index}.{name}") -> None:
-                    whole = output[0] if isinstance(output, tuple) else output
-                    seen[-1][key] = whole.flatten(0, -2).clone()  # later fused kernels may write into it
+                    if key not in seen[-1]:
+                        whole = output[0] if isinstance(output, tuple) else output
+                        seen[-1][key] = whole.flatten(0, -2).clone()  # later fused kernels may write into it
 
                 getattr(layer, name).register_forward_hook(keep)
 

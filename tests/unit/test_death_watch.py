@@ -1,4 +1,7 @@
-"""Who waits for an engine is told of its death, by the very names that vLLM keeps its processes under."""
+"""Who waits for an engine is told of its death, by the very names that vLLM keeps its processes under.
+
+That Python ends with an engine alive, tests/parity/test_readme.py shows.
+"""
 
 import multiprocessing
 import time

@@ -1,10 +1,12 @@
-"""Whoever waits for an engine's output hears of it when the engine's process is killed.
+"""Nobody waits for ever: not for the output of an engine that was killed, nor for one to end by itself.
 
 vLLM's synchronous client waits on a queue. An engine that fails says so there; one that is killed (SIGKILL,
 the kernel short of memory) cannot, and the client, which does notice, closes its sockets and goes on waiting
 (``SyncMPClient.get_output``, vllm/v1/engine/core_client.py).
 """
 
+import atexit
+import weakref
 from multiprocessing.connection import wait
 from threading import Thread
 from typing import Any
@@ -28,3 +30,20 @@ def hear_of_death(engine: Any) -> None:
         queue.put(EngineDeadError())
 
     Thread(target=watch, name="tuco-death-watch", daemon=True).start()
+
+
+def end_before_python(engine: Any) -> None:
+    """End an LLMEngine's processes when Python ends, if nobody has by then.
+
+    vLLM leaves that to a finalizer. Where anything used ``weakref.finalize`` before multiprocessing was imported
+    (numba does, and every ``TemporaryDirectory``), Python runs finalizers after multiprocessing's own exit
+    handler, which waits for the engine's process without a limit.
+    """
+    client = weakref.ref(engine.engine_core)
+
+    def end() -> None:
+        alive = client()
+        if alive is not None:
+            alive.shutdown()
+
+    atexit.register(end)

@@ -13,7 +13,7 @@ from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.arguments import pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
-from tuco_vllm.engine.death_watch import hear_of_death
+from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
 from tuco_vllm.engine.score_feed import tuco_of_rows
 from tuco_vllm.errors import EngineError
 from tuco_vllm.steering import ALPHA, TUCO, Steering
@@ -37,6 +37,7 @@ class Generator:
             reason = " ".join(str(error).split())
             raise EngineError(f"the vLLM engine did not start: {reason[:500]}") from error
         hear_of_death(self.llm.llm_engine)
+        end_before_python(self.llm.llm_engine)
         model_config = self.llm.llm_engine.model_config
         self.max_model_len: int = model_config.max_model_len
         self.num_layers: int = model_config.hf_text_config.num_hidden_layers

@@ -7,6 +7,7 @@ an exception in somebody else's server.
 
 import logging
 import os
+import sys
 from typing import Any
 
 ARCHITECTURE = "TucoForCausalLM"
@@ -21,6 +22,7 @@ class _ConfiguresItsEngine:
     def verify_and_update_config(vllm_config: Any) -> None:
         from tuco_vllm.engine.pair_config import configure
 
+        let_vllm_look_into_llvmlite()
         configure(vllm_config)
 
     @staticmethod
@@ -30,6 +32,7 @@ class _ConfiguresItsEngine:
 
 def register() -> None:
     """Register the pair model with vLLM under ``ARCHITECTURE``; idempotent."""
+    let_vllm_look_into_llvmlite()
     try:
         from vllm import ModelRegistry
 
@@ -41,6 +44,19 @@ def register() -> None:
         MODELS_CONFIG_MAP[ARCHITECTURE] = _ConfiguresItsEngine
     except Exception as error:  # whatever it is, an unrelated model must still load
         logging.getLogger(__name__).warning("tuco_vllm could not register %s: %s", ARCHITECTURE, error)
+
+
+def let_vllm_look_into_llvmlite() -> None:
+    """Let an engine start on a CPU in a process that has imported numba (shap, umap and librosa do).
+
+    vLLM's dispatcher (triton_utils/dispatcher.py, ``_rebind_kernels``) calls ``vars(value).get`` on values of
+    every module. llvmlite's library object takes ``__dict__`` for one of its C functions, which has no ``get``;
+    here it learns to answer with an empty dict.
+    """
+    library = getattr(sys.modules.get("llvmlite.binding.ffi"), "lib", None)
+    functions = getattr(library, "_fntab", None)
+    if isinstance(functions, dict):
+        functions["__dict__"] = {}
 
 
 def let_vllm_load_us() -> None:

@@ -12,7 +12,7 @@ from vllm import LLMEngine, PoolingParams
 from tuco_vllm.config import ModelPair, expect_row_dtype
 from tuco_vllm.engine.arguments import eager_or_compiled, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
-from tuco_vllm.engine.death_watch import hear_of_death
+from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
 from tuco_vllm.engine.pair_config import rows_are_wide
 from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError
@@ -55,6 +55,7 @@ class Scorer:
             reason = " ".join(str(error).split())
             raise EngineError(f"the vLLM engine did not start: {reason[:500]}") from error
         hear_of_death(self.engine)
+        end_before_python(self.engine)
         model_config = self.engine.model_config
         self.max_model_len: int = model_config.max_model_len
         self.num_layers: int = model_config.hf_text_config.num_hidden_layers
