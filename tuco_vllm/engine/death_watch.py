@@ -35,7 +35,7 @@ def hear_of_death(engine: Any) -> None:
 def end_before_python(engine: Any) -> None:
     """End an LLMEngine's processes when Python ends, if nobody has by then.
 
-    vLLM leaves that to a finalizer. Where anything used ``weakref.finalize`` before multiprocessing was imported
+    vLLM leaves that to a finalizer. Where ``weakref.finalize`` was used before multiprocessing was imported
     (numba does, and every ``TemporaryDirectory``), Python runs finalizers after multiprocessing's own exit
     handler, which waits for the engine's process without a limit.
     """

@@ -50,7 +50,7 @@ def let_vllm_look_into_llvmlite() -> None:
     """Let an engine start on a CPU in a process that has imported numba (shap, umap and librosa do).
 
     vLLM's dispatcher (triton_utils/dispatcher.py, ``_rebind_kernels``) calls ``vars(value).get`` on values of
-    every module. llvmlite's library object takes ``__dict__`` for one of its C functions, which has no ``get``;
+    every module. llvmlite's library takes ``__dict__`` for one of its C functions, which has no ``get``;
     here it learns to answer with an empty dict.
     """
     library = getattr(sys.modules.get("llvmlite.binding.ffi"), "lib", None)
