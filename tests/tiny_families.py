@@ -62,6 +62,10 @@ def yarn(theta: float, **more: Any) -> dict[str, Any]:
     }
 
 
+PLAIN_ROPES = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+}
 FOUR_LAYERS = {"num_hidden_layers": 4, "tie_word_embeddings": True}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 TINY_TOWER = {
@@ -162,10 +166,7 @@ PAIRS: dict[str, PairConfigs] = {
             "rms_norm_eps": 1e-6,
             "sliding_window": 40,
             "query_pre_attn_scalar": 32,
-            "rope_parameters": {
-                "full_attention": {"rope_type": "default", "rope_theta": 1e5},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
-            },
+            "rope_parameters": PLAIN_ROPES,
         },
     ),
     "phi3": (
@@ -187,7 +188,7 @@ PAIRS: dict[str, PairConfigs] = {
         },
         {
             "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.75},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 1.0},
         },
     ),
     "granite": (
@@ -266,10 +267,7 @@ PAIRS: dict[str, PairConfigs] = {
             "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
             "rms_norm_eps": 1e-6,
             "sliding_window": 40,
-            "rope_parameters": {
-                "full_attention": {"rope_type": "default", "rope_theta": 1e5},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
-            },
+            "rope_parameters": PLAIN_ROPES,
         },
     ),
     "smollm3": (

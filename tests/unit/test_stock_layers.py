@@ -1,5 +1,6 @@
 """A decoder layer whose structure the executor does not know is refused by name, before weights load."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,14 @@ import torch
 from bare_modules import bare
 from torch import nn
 
-from tuco_vllm.engine.compat import GemmaRMSNorm, QKVParallelLinear, RMSNorm, RotaryEmbeddingBase
+from tuco_vllm.engine.compat import (
+    GemmaRMSNorm,
+    QKVParallelLinear,
+    RMSNorm,
+    RotaryEmbeddingBase,
+    current_platform,
+)
+from tuco_vllm.engine.layer_structure import expect_rotation
 from tuco_vllm.engine.rows import last_tokens
 from tuco_vllm.engine.stock_layers import keep_rows, query_rows
 from tuco_vllm.engine.stock_models import decoder_of
@@ -68,6 +76,26 @@ def test_a_rope_too_short_names_the_mend():
     layer = Layer(rotary_emb=bare(RotaryEmbeddingBase, cos_sin_cache=torch.zeros(40, 8)))
     with pytest.raises(ValueError, match=r"covers 40 positions.* set max_model_len to 40 or less"):
         query_rows(layer, CONFIG, last_tokens)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rotary_dim", "refused"),
+    [
+        (torch.bfloat16, 32, False),
+        (torch.bfloat16, 24, True),
+        (torch.float16, 8, True),
+        (torch.float32, 24, False),
+    ],
+)
+def test_a_rope_that_would_write_beyond_its_tensors_is_refused(dtype, rotary_dim, refused, monkeypatch):
+    monkeypatch.setattr(current_platform, "is_cpu", lambda: True)
+    model = Layer(rotary_emb=bare(RotaryEmbeddingBase, rotary_dim=rotary_dim, head_size=32))
+    with (
+        pytest.raises(ValueError, match=rf"turn {rotary_dim} of a head's 32 .* set dtype to float32")
+        if refused
+        else nullcontext()
+    ):
+        expect_rotation(model, dtype)
 
 
 @pytest.mark.parametrize("layer", [Layer(), Layer(norms=4, norm=GemmaRMSNorm)])

@@ -7,12 +7,16 @@ before it: where a family's code meets q with a tensor of T tokens, one row woul
 import inspect
 from typing import Any
 
+import torch
+from torch import nn
+
 from tuco_vllm.engine.compat import (
     GemmaRMSNorm,
     Phi3LongRoPEScaledRotaryEmbedding,
     QKVParallelLinear,
     RMSNorm,
     RotaryEmbeddingBase,
+    current_platform,
 )
 
 
@@ -57,6 +61,19 @@ def expect_positions(rope: Any, max_model_len: int) -> None:
             f"the pre-trained model's rope covers {known} positions, the engine allows {max_model_len}: set "
             f"max_model_len to {known} or less"
         )
+
+
+def expect_rotation(model: nn.Module, dtype: torch.dtype) -> None:
+    """On a CPU vLLM's rope turns eight 16-bit pairs at a time, also those behind the last: it writes where
+    others' memory is (csrc/cpu/pos_encoding.cpp)."""
+    if dtype == torch.float32 or not current_platform.is_cpu():
+        return
+    for rope in model.modules():
+        if isinstance(rope, RotaryEmbeddingBase) and rope.rotary_dim % 16:
+            raise ValueError(
+                f"vLLM cannot turn {rope.rotary_dim} of a head's {rope.head_size} dimensions in 16 bits on a "
+                "CPU, only a multiple of 16: set dtype to float32"
+            )
 
 
 def _misfit(layer: Any, why: str) -> ValueError:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tuco_vllm.engine.backend_layers import give_form
 from tuco_vllm.engine.compat import PPMissingLayer, VllmConfig, init_vllm_registered_model
+from tuco_vllm.engine.layer_structure import expect_rotation
 
 
 def ft_model(vllm_config: VllmConfig, architecture: str, prefix: str) -> Any:
@@ -16,6 +17,7 @@ def ft_model(vllm_config: VllmConfig, architecture: str, prefix: str) -> Any:
         vllm_config, hf_config=hf_config, architectures=[architecture], prefix=prefix
     )
     give_form(model)
+    expect_rotation(model, vllm_config.model_config.dtype)
     return model
 
 
@@ -26,6 +28,7 @@ def pt_model(vllm_config: VllmConfig, pt_config: Any, architecture: str, prefix:
         _for_pt(vllm_config, text), hf_config=text, architectures=[architecture], prefix=prefix
     )
     give_form(model)
+    expect_rotation(model, vllm_config.model_config.dtype)
     embedding = "embedding" if hasattr(decoder_of(model), "embedding") else "embed_tokens"  # gpt-oss's name
     setattr(decoder_of(model), embedding, PPMissingLayer())
     return without_head(model)
