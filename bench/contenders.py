@@ -141,15 +141,15 @@ def _oracle(spec: Spec) -> Any:
 
 
 def _hugging_face(pair: Any, batch_size: int) -> Run:
-    """``pair`` has a method ``norms``: prompts -> ``[B, L, 4]``."""
+    """``pair`` has a method ``norms``: prompts -> ``[B, L, 7]``."""
 
     def run(prompts: Prompts) -> list[Any]:
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         norms: list[Any] = [None] * len(prompts)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            for index, norms_L4 in zip(batch, pair.norms([prompts[i] for i in batch]), strict=True):
-                norms[index] = norms_L4
+            for index, norms_L7 in zip(batch, pair.norms([prompts[i] for i in batch]), strict=True):
+                norms[index] = norms_L7
         return norms
 
     return run

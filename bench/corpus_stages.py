@@ -56,7 +56,7 @@ class NoEngine:
         return list(zip(names, self.score(names), strict=True))
 
     def score(self, prompts: Sequence[Any]) -> list[Any]:
-        return list(self._random.random((len(prompts), self.num_layers, 4), np.float32))
+        return list(self._random.random((len(prompts), self.num_layers, 7), np.float32))
 
     def close(self) -> None:
         pass

@@ -91,7 +91,7 @@ def contenders(kernel: str, count: int, hidden: int, dtype: torch.dtype, device:
         ours, unfused, arguments = tuco_kernels.add_rms_norm, unfused_add, (h, x, ft)
         calls = {"ours": lambda: ours(*arguments, EPS)}
     elif kernel == "accumulate_contribution":
-        inputs, norms = [h, x, third, fourth], torch.zeros(count, 1, 4, device=device)
+        inputs, norms = [h, x, third, fourth], torch.zeros(count, 1, 7, device=device)
         unfused, arguments = unfused_accumulate, (inputs, *sums, rows)
         taken = {"attention_rows_R": rows, "mlp_rows_R": rows}
         calls = {"ours": lambda: tuco_kernels.accumulate_contribution(*inputs, *sums, norms, 0, **taken)}

@@ -96,13 +96,13 @@ def _engine(pair: ModelPair, prompts: list[list[int]], dtype: str, rows: str) ->
 
     longest = max(map(len, prompts))
     scorer = Scorer(pair, row_dtype=rows, dtype=dtype, max_model_len=longest, enforce_eager=True)
-    norms_NL4 = torch.stack([norms for _, norms in scorer.stream(enumerate(prompts))])
+    norms_NL7 = torch.stack([norms for _, norms in scorer.stream(enumerate(prompts))])
     scorer.close()
-    return _tuco(norms_NL4)
+    return _tuco(norms_NL7)
 
 
-def _tuco(norms_NL4: Tensor) -> Tensor:
-    last = norms_NL4[:, -1].double()
+def _tuco(norms_NL7: Tensor) -> Tensor:
+    last = norms_NL7[:, -1].double()
     return last[:, 3] / (last[:, 2] + last[:, 3])
 
 

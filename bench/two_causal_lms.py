@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tuco_vllm.decomposition import l1_norms
+from tuco_vllm import decomposition
 from tuco_vllm.oracle import layer_updates
 
 
@@ -28,7 +28,7 @@ class TwoCausalLMs:
 
     @torch.inference_mode()
     def norms(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Norms ``[B, L, 4]`` at each prompt's last token, in ``decomposition.NORM_COLUMNS``' order."""
+        """Norms ``[B, L, 7]`` at each prompt's last token, in ``decomposition.NORM_COLUMNS``' order."""
         longest = max(map(len, prompts))
         ids_BT, mask_BT = (torch.zeros(len(prompts), longest, dtype=torch.long) for _ in range(2))
         for row, prompt in enumerate(prompts):
@@ -41,5 +41,5 @@ class TwoCausalLMs:
         layers, ptc, ftc = [], torch.zeros(()), torch.zeros(())
         for f_pt, f_ft in zip(pt_updates, ft_updates, strict=True):
             ptc, ftc = ptc + f_pt, ftc + (f_ft - f_pt)
-            layers.append(l1_norms(f_pt, f_ft - f_pt, ptc, ftc))
+            layers.append(decomposition.norms(f_pt, f_ft - f_pt, ptc, ftc))
         return torch.stack(layers, dim=1)

@@ -43,12 +43,12 @@ class TwoPassModel(nn.Module):
         )
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, rows: Tensor) -> Tensor:
-        """Norms ``[R, 4 L]`` float32, in the order of ``decomposition.NORM_COLUMNS``."""
+        """Norms ``[R, 7 L]`` float32, in the order of ``decomposition.NORM_COLUMNS``."""
         x_TH: Any = self.embed_tokens(input_ids)
         mlp_TH: Any = torch.zeros_like(x_TH)
         cum_ptc_RH = torch.zeros(rows.shape[0], self.hidden_size, dtype=torch.float32, device=x_TH.device)
         cum_ftc_RH = torch.zeros_like(cum_ptc_RH)
-        norms_RL4 = torch.empty(len(rows), len(self.layers), 4, dtype=torch.float32, device=x_TH.device)
+        norms_RL7 = torch.empty(len(rows), len(self.layers), 7, dtype=torch.float32, device=x_TH.device)
         ft: Any
         for index, (ft, pt) in enumerate(zip(self.layers, self.pt_layers, strict=True)):
             normed_TH, x_TH = ft.input_layernorm(mlp_TH, x_TH)
@@ -64,10 +64,10 @@ class TwoPassModel(nn.Module):
                 mlp_TH[rows],
                 cum_ptc_RH,
                 cum_ftc_RH,
-                norms_RL4,
+                norms_RL7,
                 index,
             )
-        return norms_RL4.flatten(1)
+        return norms_RL7.flatten(1)
 
 
 def _layer(
@@ -103,7 +103,7 @@ class TwoPassForCausalLM(nn.Module):
         return self.model.embed_tokens(input_ids)
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, *_: Any, **__: Any) -> Tensor:
-        """``[T, 4 L]`` float32, row i for request i."""
+        """``[T, 7 L]`` float32, row i for request i."""
         metadata: Any = get_forward_context().attn_metadata
         if metadata is None:  # a warm-up without requests; one row would be compiled in as a constant
             rows_R = torch.zeros(self.max_rows, dtype=torch.long, device=positions.device)

@@ -28,7 +28,7 @@ def prepare() -> None:
 
 
 def scores(pair: tuple[str, str], rounds: list[list[list[int]]], **engine_args: Any) -> list[Any]:
-    """Norms ``[N, L, 4]`` of each round of prompts."""
+    """Norms ``[N, L, 7]`` of each round of prompts."""
     import torch
 
     from tuco_vllm.config import resolve_pair
@@ -42,7 +42,7 @@ def scores(pair: tuple[str, str], rounds: list[list[list[int]]], **engine_args: 
 def completions(
     pair: tuple[str, str], prompts: list[list[int]], alphas: list[float], **engine_args: Any
 ) -> list[Any]:
-    """Of two rounds each prompt's greedy tokens and norms ``[n, L, 4]``; then without scores, the tokens."""
+    """Of two rounds each prompt's greedy tokens and norms ``[n, L, 7]``; then without scores, the tokens."""
     from vllm import SamplingParams
 
     from tuco_vllm import TucoLLM

@@ -62,7 +62,7 @@ def write_pair(directory: Path, **tokenizer) -> tuple[Path, Path]:
 
 def fake_norms(token_ids: list[int]) -> list[list[float]]:
     digest = hashlib.sha256(repr(token_ids).encode()).digest()
-    return [[1.0 + digest[4 * layer + column] for column in range(4)] for layer in range(LAYERS)]
+    return [[1.0 + digest[7 * layer + column] for column in range(7)] for layer in range(LAYERS)]
 
 
 def fake_score(token_ids: list[int]) -> TucoScore:

@@ -53,7 +53,7 @@ def _rows(pair: tuple[str, str], sequence: tuple[int, ...], alpha: float) -> tup
 def assert_true(
     pair: tuple[str, str], prompt: Sequence[int], alpha: float, tokens: Sequence[int], norms: Any
 ) -> None:
-    """Greedy ``tokens`` are the oracle's, one by one, and so are the norms ``[n, L, 4]`` they came with."""
+    """Greedy ``tokens`` are the oracle's, one by one, and so are the norms ``[n, L, 7]`` they came with."""
     chosen = logits(pair, prompt, alpha, tokens).argmax(dim=-1).tolist()
     assert chosen == list(tokens), f"alpha {alpha}: not the oracle's tokens"
     assert_scored(pair, prompt, alpha, tokens, norms)
@@ -62,7 +62,7 @@ def assert_true(
 def assert_scored(
     pair: tuple[str, str], prompt: Sequence[int], alpha: float, tokens: Sequence[int], norms: Any
 ) -> None:
-    """The norms ``[n, L, 4]`` are the oracle's for these ``tokens``, however they were chosen."""
+    """The norms ``[n, L, 7]`` are the oracle's for these ``tokens``, however they were chosen."""
     truth = _rows(pair, (*prompt, *tokens[:-1]), alpha)[0][len(prompt) - 1 :]
     errors = norm_errors(torch.as_tensor(norms), truth)
     assert errors.max() <= tolerances.NORMS_FLOAT32, f"alpha {alpha}: norms are {errors.max():.3g} off"

@@ -1,7 +1,7 @@
 """Every numeric tolerance of the test suite, each with its reason. Nowhere else.
 
-``norms`` are errors of a per-layer norm relative to |PTC_l| + |FTC_l| of that layer (relative to FTC alone
-the number would blow up as PT nears FT, although nothing is wrong).
+``norms`` are errors of a per-layer L1 norm relative to |PTC_l| + |FTC_l| of that layer (relative to FTC alone
+the number would blow up as PT nears FT, although nothing is wrong), of an L2 norm likewise, and of a cosine.
 """
 
 TUCO_FLOAT32 = 1e-6
@@ -49,8 +49,8 @@ ROUNDING_FLIPS = 1e-3
 another order of addition, moves about 3e-5 of them. Rounding at another place moves more than a tenth."""
 
 KERNEL_L1 = 2e-6
-"""An L1 norm by a kernel against float64, relative to |PTC| + |FTC|: float32 additions of H <= 2**14 terms in
-a tree, 14 * 6e-8."""
+"""A norm by a kernel against float64, relative to |PTC| + |FTC|, and a cosine: float32 additions of H <= 2**14
+terms in a tree, 14 * 6e-8."""
 
 KERNEL_STEER = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}
 """A steered element against float64, relative: one rounding, half a unit in the last place."""

@@ -8,7 +8,9 @@ import tolerances
 import torch
 from torch import Tensor
 
+from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.oracle import Oracle
+from tuco_vllm.records import LAYERS
 
 
 @cache
@@ -23,7 +25,7 @@ _known: dict[tuple[Any, ...], Tensor] = {}
 def true_norms(
     pair: tuple[str, str], prompts: Sequence[Sequence[int]], dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """The oracle's ``[N, L, 4]``, each prompt once a session, in batches of like lengths."""
+    """The oracle's ``[N, L, 7]``, each prompt once a session, in batches of like lengths."""
     keys = [(*pair, dtype, tuple(prompt)) for prompt in prompts]
     missing = sorted({key for key in keys if key not in _known}, key=lambda key: len(key[-1]))
     for start in range(0, len(missing), _BATCH):
@@ -33,8 +35,15 @@ def true_norms(
 
 
 def norm_errors(norms: Tensor, truth: Tensor) -> Tensor:
-    """Errors relative to |PTC_l| + |FTC_l|: ``[N, L, 4]``."""
-    return (norms.double() - truth).abs() / (truth[..., :1] + truth[..., 1:2])
+    """Errors ``[N, L, 7]`` (or 5): of L1 norms relative to |PTC_l| + |FTC_l|, of L2 norms to those of P and F, of a
+    cosine absolute; 0 where there is no cosine in either."""
+    l1, l2 = (truth[..., first : first + 1] + truth[..., first + 1 : first + 2] for first in (0, 4))
+    scale = torch.cat([l1.expand(*l1.shape[:-1], 4), l2, l2, torch.ones_like(l1)], dim=-1)
+    if norms.shape[-1] == len(LAYERS):  # of an answer, which has no L2 norms
+        shown = [NORM_COLUMNS.index(name) for name in LAYERS]
+        truth, scale = truth[..., shown], scale[..., shown]
+    errors = (norms.double() - truth).abs() / scale
+    return errors.masked_fill(norms.isnan() & truth.isnan(), 0.0)
 
 
 def tuco(norms: Tensor) -> Tensor:
@@ -43,11 +52,11 @@ def tuco(norms: Tensor) -> Tensor:
 
 
 def assert_close(norms: Tensor, pair: tuple[str, str], prompts: Sequence[Sequence[int]], dtype: str) -> None:
-    """The engine's norms ``[N, L, 4]`` are the oracle's, to what the dtype allows (see ``tolerances``)."""
+    """The engine's norms ``[N, L, 7]`` are the oracle's, to what the dtype allows (see ``tolerances``)."""
     truth = true_norms(pair, prompts)
     assert norms.shape == truth.shape
-    assert torch.isfinite(norms).all()
     errors, tuco_errors = norm_errors(norms, truth), (tuco(norms) - tuco(truth)).abs()
+    assert torch.isfinite(errors).all()
     if dtype == "float32":
         assert errors.max() <= tolerances.NORMS_FLOAT32, _worst(errors, prompts)
         assert tuco_errors.max() <= tolerances.TUCO_FLOAT32, _worst(tuco_errors, prompts)

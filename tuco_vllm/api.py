@@ -127,7 +127,7 @@ class TucoLLM:
         """Complete every prompt under its alpha (paper Def. 5.1: 1 is FT, 0 is PT's layers), in order.
 
         Returns vLLM's RequestOutputs, whose completions carry ``tuco``, one float per generated token (the
-        first is the prompt's), and ``tuco_norms``, float32 ``[tokens, L, 4]``; None with ``scores=False``,
+        first is the prompt's), and ``tuco_norms``, float32 ``[tokens, L, 7]``; None with ``scores=False``,
         which at alpha = 1 costs nothing over plain FT. One ``sampling_params`` or ``alpha`` serves all
         prompts. Raises InputError or PromptError, naming the prompt's place, before anything is generated.
         """

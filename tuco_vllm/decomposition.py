@@ -19,10 +19,25 @@ Shape suffixes: R rows (tokens that are scored), L layers, H hidden size.
 import torch
 from torch import Tensor
 
-NORM_COLUMNS = ("ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms")
-"""What the last axis of every norms tensor ``[..., L, 4]`` holds, in this order (records carry the names)."""
+NORM_COLUMNS = (
+    "ptc_norms",
+    "ftc_norms",
+    "cum_ptc_norms",
+    "cum_ftc_norms",
+    "cum_ptc_l2_norms",
+    "cum_ftc_l2_norms",
+    "cosines",
+)
+"""What the last axis of every norms tensor ``[..., L, 7]`` holds, in this order (records carry the names).
+
+L1 norms of a layer's contributions and of the sums so far, then the sums' L2 norms and the cosine between them
+(NaN where one of them is zero).
+"""
 
 
-def l1_norms(*vectors_RH: Tensor) -> Tensor:
-    """L1 norms over the hidden axis, one column a vector: n tensors ``[R, H]`` -> ``[R, n]``."""
-    return torch.stack([vector.abs().sum(dim=-1) for vector in vectors_RH], dim=-1)
+def norms(ptc_RH: Tensor, ftc_RH: Tensor, cum_ptc_RH: Tensor, cum_ftc_RH: Tensor) -> Tensor:
+    """One layer's norms ``[R, 7]``, in ``NORM_COLUMNS``' order and the vectors' dtype."""
+    l1 = [vector.abs().sum(dim=-1) for vector in (ptc_RH, ftc_RH, cum_ptc_RH, cum_ftc_RH)]
+    l2 = [vector.square().sum(dim=-1).sqrt() for vector in (cum_ptc_RH, cum_ftc_RH)]
+    cosine = (cum_ptc_RH * cum_ftc_RH).sum(dim=-1) / l2[0] / l2[1]
+    return torch.stack([*l1, *l2, cosine], dim=-1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel
 
-from tuco_vllm.decomposition import l1_norms
+from tuco_vllm import decomposition
 from tuco_vllm.records import TucoScore
 
 
@@ -69,12 +69,12 @@ class Oracle:
 
     def score_batch(self, prompts: Sequence[Sequence[int]]) -> list[TucoScore]:
         """One padded batch. Padding is on the right, where causal attention never looks from the left."""
-        norms_BL4 = self.norms(prompts).tolist()
-        return [TucoScore.from_norms(n, len(p)) for n, p in zip(norms_BL4, prompts, strict=True)]
+        norms_BL7 = self.norms(prompts).tolist()
+        return [TucoScore.from_norms(n, len(p)) for n, p in zip(norms_BL7, prompts, strict=True)]
 
     @torch.inference_mode()
     def norms(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Norms ``[B, L, 4]`` at each prompt's last token, in ``decomposition.NORM_COLUMNS``' order."""
+        """Norms ``[B, L, 7]`` at each prompt's last token, in ``decomposition.NORM_COLUMNS``' order."""
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("an empty prompt has no last token to score")
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
@@ -89,14 +89,14 @@ class Oracle:
             layers, ptc, ftc = [], torch.zeros(()), torch.zeros(())
             for f_pt, f_ft in zip(pt_updates, ft_updates, strict=True):
                 ptc, ftc = ptc + f_pt, ftc + (f_ft - f_pt)
-                layers.append(l1_norms(f_pt, f_ft - f_pt, ptc, ftc))
+                layers.append(decomposition.norms(f_pt, f_ft - f_pt, ptc, ftc))
             return torch.stack(layers, dim=1)
 
     @torch.inference_mode()
     def steer(self, token_ids: Sequence[int], alpha: float) -> tuple[Tensor, Tensor]:
         """The stream x + PTC + alpha FTC (Def. 5.1) of one sequence, at all of its T tokens.
 
-        Returns the norms of the unscaled contributions on it ``[T, L, 4]``, and FT's final hidden states
+        Returns the norms of the unscaled contributions on it ``[T, L, 7]``, and FT's final hidden states
         ``[T, H]``, its last norm included.
         """
         ids_1T = torch.tensor([list(token_ids)], device=self.device)
@@ -117,7 +117,7 @@ class Oracle:
                     pt_out = pt_out[0] if isinstance(pt_out, tuple) else pt_out
                     ptc, ftc = pt_out - x, (out - x) - (pt_out - x)
                     sums[0], sums[1] = sums[0] + ptc, sums[1] + ftc
-                    norms.append(l1_norms(ptc[0], ftc[0], sums[0][0], sums[1][0]))
+                    norms.append(decomposition.norms(ptc[0], ftc[0], sums[0][0], sums[1][0]))
                     if alpha == 1.0:
                         return output
                     new = x + ptc + alpha * ftc

@@ -3,6 +3,7 @@
 source row --(corpus)--> prompt --(api, engine)--> TucoScore --(corpus)--> a row of part-*.parquet
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from tuco_vllm import metrics
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 Messages = list[dict[str, Any]]
 """One chat: ``[{"role": "user", "content": "..."}, ...]``."""
@@ -24,9 +25,11 @@ PromptInput = str | list[int] | Messages
 class TucoScore:
     """TuCo of one prompt at its last token, and the norms it is made of.
 
-    The four lists have one float per layer (L); ``cum_*`` are norms of running sums, so
-    ``ptc_norm == cum_ptc_norms[-1]`` is the norm of the sum, not the sum of norms (paper §4.4). ``tuco`` is
-    NaN where a model overflowed, as float16 may; in a corpus that is the row's error, over HTTP null.
+    The lists have one float per layer (L); ``cum_*`` are norms of running sums, so
+    ``ptc_norm == cum_ptc_norms[-1]`` is the norm of the sum, not the sum of norms (paper §4.4). ``cosine`` is
+    that of the sums P and F over all layers, ``cosines`` after each. ``cancellation`` and cosines are None
+    where there is nothing to divide by. ``tuco`` is NaN where a model overflowed, as float16 may; in a corpus
+    that is the row's error, over HTTP null.
     """
 
     tuco: float
@@ -34,16 +37,23 @@ class TucoScore:
     ptc_norm: float
     ftc_norm: float
     beta_max: float
+    tuco_l2: float
+    path_tuco: float
+    cosine: float | None
+    cancellation: float | None
     ptc_norms: list[float]
     ftc_norms: list[float]
     cum_ptc_norms: list[float]
     cum_ftc_norms: list[float]
+    cosines: list[float | None]
     num_prompt_tokens: int
 
     @classmethod
-    def from_norms(cls, norms_L4: Sequence[Sequence[float]], num_prompt_tokens: int) -> "TucoScore":
-        """From one prompt's norms ``[L, 4]`` in the order of ``decomposition.NORM_COLUMNS``."""
-        ptc, ftc, cum_ptc, cum_ftc = (list(column) for column in zip(*norms_L4, strict=True))
+    def from_norms(cls, norms_L7: Sequence[Sequence[float]], num_prompt_tokens: int) -> "TucoScore":
+        """From one prompt's norms ``[L, 7]`` in the order of ``decomposition.NORM_COLUMNS``."""
+        columns = (list(column) for column in zip(*norms_L7, strict=True))
+        ptc, ftc, cum_ptc, cum_ftc, cum_ptc_l2, cum_ftc_l2, cosine = columns
+        cosines = [None if math.isnan(value) else value for value in cosine]
         tuco = metrics.tuco(cum_ptc, cum_ftc)
         return cls(
             tuco=tuco,
@@ -51,16 +61,24 @@ class TucoScore:
             ptc_norm=cum_ptc[-1],
             ftc_norm=cum_ftc[-1],
             beta_max=metrics.beta_max(cum_ptc, cum_ftc),
+            tuco_l2=metrics.tuco_l2(cum_ptc_l2, cum_ftc_l2),
+            path_tuco=metrics.path_tuco(ptc, ftc),
+            cosine=cosines[-1],
+            cancellation=metrics.cancellation(ftc, cum_ftc),
             ptc_norms=ptc,
             ftc_norms=ftc,
             cum_ptc_norms=cum_ptc,
             cum_ftc_norms=cum_ftc,
+            cosines=cosines,
             num_prompt_tokens=num_prompt_tokens,
         )
 
 
-SCALARS = ("tuco", "preco", "ptc_norm", "ftc_norm", "beta_max")
-LAYERS = ("ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms")
+SCALARS = (
+    *("tuco", "preco", "ptc_norm", "ftc_norm", "beta_max"),
+    *("tuco_l2", "path_tuco", "cosine", "cancellation"),
+)
+LAYERS = ("ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms", "cosines")
 
 
 def output_schema(*, layers: bool = True, prompt: bool = True) -> pa.Schema:

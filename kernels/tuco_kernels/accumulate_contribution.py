@@ -1,4 +1,4 @@
-"""One layer of the paper's Algorithm 1 on the scored rows: contributions, running sums, four L1 norms.
+"""One layer of the paper's Algorithm 1 on the scored rows: contributions, running sums, their norms.
 
 For each row, in float32 whatever the models' dtype (near-equal models make FTC a difference of near-equal
 numbers)::
@@ -6,19 +6,20 @@ numbers)::
     PTC = A_PT + M_PT
     FTC = (A_FT + M_FT) - PTC
     P  += PTC,  F += FTC
-    norms[layer] = |PTC|_1, |FTC|_1, |P|_1, |F|_1
+    norms[layer] = |PTC|_1, |FTC|_1, |P|_1, |F|_1, |P|_2, |F|_2, P.F / (|P|_2 |F|_2)
 
-Source: Nuti, Franzmeyer, Henriques, ICML 2025, arXiv 2506.23423, §4.3, §4.4. In place, and with
-FT's rows gathered on the way.
+Source: Nuti, Franzmeyer, Henriques, ICML 2025, arXiv 2506.23423, §4.3, §4.4; the last three are ours. In
+place, and with FT's rows gathered on the way. A cosine with a vector of zeros is NaN.
 
 Floor in bytes: R H (4 B + 16), four inputs of B bytes a number, two sums read and written. Few rows are
 bound by launches, so there is one, where torch needs 20 with the gathers.
 
 Error: P and F are the twin's bit for bit (elementwise, no product to fuse). A norm is one float32 sum of H
-terms >= 0, off by a relative 2^-24 times the depth of the additions, log2(BLOCK) + H / BLOCK. A program
-sums its row in one fixed order, without atomics, so a norm does not depend on the batch.
+terms >= 0, off by a relative 2^-24 times the depth of the additions, log2(BLOCK) + H / BLOCK; a cosine, whose
+terms have signs, by as much absolutely. A program sums its row in one fixed order, without atomics, so a norm
+does not depend on the batch.
 
-Shape suffixes: T tokens, R rows, L layers, H hidden size, 4 norms.
+Shape suffixes: T tokens, R rows, L layers, H hidden size, 7 norms.
 """
 
 import torch
@@ -35,8 +36,11 @@ from tuco_kernels.dispatch import (
     require_triton,
 )
 
+NORMS = 7
+"""How many numbers a layer's row gets."""
+
 MOST_COLUMNS = 4096
-"""Four sums and eight streams a column: a longer block would run out of registers."""
+"""Seven sums and eight streams a column: a longer block would run out of registers."""
 
 if HAS_TRITON:
     import triton
@@ -50,7 +54,7 @@ if HAS_TRITON:
         ft_mlp,  # likewise
         cum_ptc,  # in and out [R, H] float32
         cum_ftc,
-        norms,  # out [R, 4] float32
+        norms,  # out [R, 7] float32
         attention_rows,  # [R] or None
         mlp_rows,
         pt_attention_stride,
@@ -79,6 +83,9 @@ if HAS_TRITON:
         ftc_norm = tl.zeros([BLOCK_H], tl.float32)
         cum_ptc_norm = tl.zeros([BLOCK_H], tl.float32)
         cum_ftc_norm = tl.zeros([BLOCK_H], tl.float32)
+        cum_ptc_squares = tl.zeros([BLOCK_H], tl.float32)
+        cum_ftc_squares = tl.zeros([BLOCK_H], tl.float32)
+        products = tl.zeros([BLOCK_H], tl.float32)
         for start in range(0, hidden_size, BLOCK_H):
             column = start + tl.arange(0, BLOCK_H)
             inside = column < hidden_size
@@ -95,11 +102,19 @@ if HAS_TRITON:
             ftc_norm += tl.abs(ftc)
             cum_ptc_norm += tl.abs(new_cum_ptc)
             cum_ftc_norm += tl.abs(new_cum_ftc)
+            cum_ptc_squares += new_cum_ptc * new_cum_ptc
+            cum_ftc_squares += new_cum_ftc * new_cum_ftc
+            products += new_cum_ptc * new_cum_ftc
+        cum_ptc_l2_norm = tl.sqrt(tl.sum(cum_ptc_squares, axis=0))
+        cum_ftc_l2_norm = tl.sqrt(tl.sum(cum_ftc_squares, axis=0))
         norms += row * norms_stride
         tl.store(norms, tl.sum(ptc_norm, axis=0))
         tl.store(norms + 1, tl.sum(ftc_norm, axis=0))
         tl.store(norms + 2, tl.sum(cum_ptc_norm, axis=0))
         tl.store(norms + 3, tl.sum(cum_ftc_norm, axis=0))
+        tl.store(norms + 4, cum_ptc_l2_norm)
+        tl.store(norms + 5, cum_ftc_l2_norm)
+        tl.store(norms + 6, tl.sum(products, axis=0) / cum_ptc_l2_norm / cum_ftc_l2_norm)
 
 
 def accumulate_contribution_triton(
@@ -109,7 +124,7 @@ def accumulate_contribution_triton(
     ft_mlp: Tensor,
     cum_ptc_RH: Tensor,
     cum_ftc_RH: Tensor,
-    norms_RL4: Tensor,
+    norms_RL7: Tensor,
     layer: int,
     *,
     attention_rows_R: Tensor | None = None,
@@ -118,13 +133,13 @@ def accumulate_contribution_triton(
     """``accumulate_contribution`` by one launch, on CUDA tensors or in Triton's interpreter. Not float64."""
     require_triton()
     models = pt_attention_RH, pt_mlp_RH, ft_attention, ft_mlp
-    _check(*models, cum_ptc_RH, cum_ftc_RH, norms_RL4, layer, attention_rows_R, mlp_rows_R, FLOATS)
+    _check(*models, cum_ptc_RH, cum_ftc_RH, norms_RL7, layer, attention_rows_R, mlp_rows_R, FLOATS)
     count, hidden_size = pt_attention_RH.shape
     if count == 0:
         return
     # The layer is an offset here and not an argument there: Triton would compile layer 1 apart.
-    norms_R4 = norms_RL4[:, layer]
-    tensors = *models, cum_ptc_RH, cum_ftc_RH, norms_R4
+    norms_R7 = norms_RL7[:, layer]
+    tensors = *models, cum_ptc_RH, cum_ftc_RH, norms_R7
     block, warps = launch_size(hidden_size, MOST_COLUMNS)
     _accumulate_contribution_kernel[(count,)](
         *tensors,
@@ -144,7 +159,7 @@ def accumulate_contribution_torch(
     ft_mlp: Tensor,
     cum_ptc_RH: Tensor,
     cum_ftc_RH: Tensor,
-    norms_RL4: Tensor,
+    norms_RL7: Tensor,
     layer: int,
     *,
     attention_rows_R: Tensor | None = None,
@@ -153,7 +168,7 @@ def accumulate_contribution_torch(
     """The twin of ``accumulate_contribution_triton``; with float64 inputs, sums and norms are float64."""
     models = pt_attention_RH, pt_mlp_RH, ft_attention, ft_mlp
     dtypes = (*FLOATS, torch.float64)
-    _check(*models, cum_ptc_RH, cum_ftc_RH, norms_RL4, layer, attention_rows_R, mlp_rows_R, dtypes)
+    _check(*models, cum_ptc_RH, cum_ftc_RH, norms_RL7, layer, attention_rows_R, mlp_rows_R, dtypes)
     real_R1 = None
     if attention_rows_R is not None:
         ft_attention = ft_attention.index_select(0, attention_rows_R.clamp(min=0))
@@ -174,10 +189,13 @@ def accumulate_contribution_torch(
     cum_ptc_RH += ptc_RH
     cum_ftc_RH += ftc_RH
     vectors = (ptc_RH, ftc_RH, cum_ptc_RH, cum_ftc_RH)
-    norms_R4 = torch.stack([vector.abs().sum(dim=-1) for vector in vectors], dim=-1)
+    columns = [vector.abs().sum(dim=-1) for vector in vectors]
+    columns += [vector.square().sum(dim=-1).sqrt() for vector in vectors[2:]]
+    columns.append((cum_ptc_RH * cum_ftc_RH).sum(dim=-1) / columns[4] / columns[5])
+    norms_R7 = torch.stack(columns, dim=-1)
     if real_R1 is not None:
-        norms_R4 = torch.where(real_R1, norms_R4, norms_RL4[:, layer])
-    norms_RL4[:, layer] = norms_R4
+        norms_R7 = torch.where(real_R1, norms_R7, norms_RL7[:, layer])
+    norms_RL7[:, layer] = norms_R7
 
 
 def _check(
@@ -187,7 +205,7 @@ def _check(
     ft_mlp: Tensor,
     cum_ptc_RH: Tensor,
     cum_ftc_RH: Tensor,
-    norms_RL4: Tensor,
+    norms_RL7: Tensor,
     layer: int,
     attention_rows_R: Tensor | None,
     mlp_rows_R: Tensor | None,
@@ -210,8 +228,8 @@ def _check(
             expect(f"{name}_rows_R", rows, shape[:1], INDICES, device)
             expect_matrix(f"ft_{name}", tensor)
         expect(f"ft_{name}", tensor, shape if rows is None else (len(tensor), shape[1]), (dtype,), device)
-    layers = norms_RL4.shape[1] if norms_RL4.ndim == 3 else 0
-    expect("norms_RL4", norms_RL4, (shape[0], layers, 4), wide, device)
+    layers = norms_RL7.shape[1] if norms_RL7.ndim == 3 else 0
+    expect("norms_RL7", norms_RL7, (shape[0], layers, NORMS), wide, device)
     if not 0 <= layer < layers:
         raise ValueError(f"layer: expected 0 to {layers - 1}, got {layer}")
 
@@ -237,7 +255,7 @@ register(
     accumulate_contribution_torch,
     accumulate_contribution_triton,
     _fake,
-    mutates=("cum_ptc_RH", "cum_ftc_RH", "norms_RL4"),
+    mutates=("cum_ptc_RH", "cum_ftc_RH", "norms_RL7"),
 )
 
 
@@ -248,7 +266,7 @@ def accumulate_contribution(
     ft_mlp: Tensor,
     cum_ptc_RH: Tensor,
     cum_ftc_RH: Tensor,
-    norms_RL4: Tensor,
+    norms_RL7: Tensor,
     layer: int,
     *,
     attention_rows_R: Tensor | None = None,
@@ -258,7 +276,7 @@ def accumulate_contribution(
 
     PT's attention and MLP outputs are ``[R, H]``, FT's too, or ``[T, H]`` with the int32 or int64 rows to
     take from it; all four have one dtype of float32, float16, bfloat16 (on a CPU also float64) and any row
-    stride. The sums ``[R, H]`` and the norms ``[R, L, 4]`` are float32 (float64); make the norms with
+    stride. The sums ``[R, H]`` and the norms ``[R, L, 7]`` are float32 (float64); make the norms with
     torch.zeros (made by torch.empty inside a graph, Inductor of torch 2.13 may fail on a CPU). A row whose
     index is below 0, in either list, is padding: nothing is written for it. ValueError or TypeError names
     the argument that does not fit.
@@ -273,7 +291,7 @@ def accumulate_contribution(
         ft_mlp,
         cum_ptc_RH,
         cum_ftc_RH,
-        norms_RL4,
+        norms_RL7,
         layer,
         attention_rows_R=attention_rows_R,
         mlp_rows_R=mlp_rows_R,

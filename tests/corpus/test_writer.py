@@ -14,8 +14,11 @@ from tuco_vllm.corpus.publish import OutputError, write_whole
 from tuco_vllm.corpus.stages import scored as scored_chunk
 from tuco_vllm.corpus.writer import PartWriter
 
-FIXED = ["id", "prompt", "prompt_tokens", "tuco", "preco", "ptc_norm", "ftc_norm", "beta_max"]
-LISTS = ["ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms"]
+FIXED = [
+    *("id", "prompt", "prompt_tokens", "tuco", "preco", "ptc_norm", "ftc_norm", "beta_max"),
+    *("tuco_l2", "path_tuco", "cosine", "cancellation"),
+]
+LISTS = ["ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms", "cosines"]
 
 
 class Scores:

@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 
 def assert_true(pair: Pair, dtype: str, cases: Sequence[Case]) -> None:
-    """Greedy completions are the oracle's: their tokens, and where asked for their norms ``[n, L, 4]``.
+    """Greedy completions are the oracle's: their tokens, and where asked for their norms ``[n, L, 7]``.
 
     In bfloat16 give it many at once: of one request, what Hugging Face is off by is a matter of luck.
     """
@@ -70,7 +70,7 @@ def assert_scored(pair: Pair, dtype: str, cases: Sequence[Case]) -> None:
 
 
 def _bfloat16(pair: Pair, prompt: Any, alpha: float, tokens: Any) -> tuple[Tensor, Tensor]:
-    """Hugging Face's norms ``[n, L, 4]`` and logits ``[n, V]`` in bfloat16 arithmetic."""
+    """Hugging Face's norms ``[n, L, 7]`` and logits ``[n, V]`` in bfloat16 arithmetic."""
     norms, hidden = _bfloat16_rows(pair, (*prompt, *tokens[:-1]), alpha)
     return norms[len(prompt) - 1 :], hidden[len(prompt) - 1 :].double() @ steered._head(pair[1]).T
 

@@ -15,10 +15,10 @@ from tuco_kernels.dual_rms_norm import dual_rms_norm_triton
 from tuco_kernels.steer_residual import steer_residual_triton
 
 x, g, alpha, rows = torch.ones(2, 8), torch.ones(8), torch.zeros(2), torch.arange(2)
-norms = torch.zeros(2, 1, 4)
+norms = torch.zeros(2, 1, 7)
 accumulate_contribution(x, x, x, x, x.clone(), x.clone(), norms, 0)
 steer_residual(x.clone(), alpha, rows, x, x, x)
-print(norms[0, 0].tolist(), dual_rms_norm(x, x, g, g, 0.0, 0.0)[0][0, 0].item())
+print(norms[0, 0, :4].tolist(), dual_rms_norm(x, x, g, g, 0.0, 0.0)[0][0, 0].item())
 for launch, arguments in (
     (dual_rms_norm_triton, (x, x, None, [g], [0.0], False, False, False)),
     (accumulate_contribution_triton, (x, x, x, x, x, x, norms, 0)),

@@ -59,7 +59,7 @@ def test_generate_runner_is_ft(pair_dirs) -> None:
     close(llm)
     for wanted, plain, with_scores in zip(stock, *ours, strict=True):
         assert plain.routed_experts is None
-        assert with_scores.routed_experts.shape == (12, tiny_models.SHAPE["num_hidden_layers"], 4)
+        assert with_scores.routed_experts.shape == (12, tiny_models.SHAPE["num_hidden_layers"], 7)
         for completion in (plain, with_scores):
             assert list(completion.token_ids) == list(wanted.token_ids)
             assert completion.cumulative_logprob == wanted.cumulative_logprob

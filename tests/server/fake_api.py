@@ -57,6 +57,7 @@ def scores(alpha: float, first: int, count: int) -> dict[str, Any]:
     ptc = [[10.0 * layer for layer in range(1, LAYERS + 1)] for _ in betas]
     ftc = [[p * b / (1 - b) for p, b in zip(*rows, strict=True)] for rows in zip(ptc, betas, strict=True)]
     layers = {"ptc_norms": ptc, "ftc_norms": ftc, "cum_ptc_norms": ptc, "cum_ftc_norms": ftc}
+    layers["cosines"] = [[-0.1] * LAYERS for _ in betas]
     prompt = {"prompt": score(alpha, 0)} if first == 0 else {}
     return {**prompt, "tokens": [row[-1] for row in betas], "layers": layers}
 

@@ -14,10 +14,10 @@ LAYERS = 3
 
 
 def rows(choice: int, count: int, first: int = 0) -> np.ndarray:
-    """Norms ``[count, L, 4]``, of which every number says which choice, token, layer and column it is of."""
+    """Norms ``[count, L, 7]``, of which every number says which choice, token, layer and column it is of."""
     place = np.arange(first, first + count)[:, None, None]
     return (
-        1 + 100 * choice + 10 * place + np.arange(LAYERS)[None, :, None] + np.arange(4)[None, None, :] / 8
+        1 + 100 * choice + 10 * place + np.arange(LAYERS)[None, :, None] + np.arange(7)[None, None, :] / 8
     ).astype(np.float32)
 
 

@@ -46,9 +46,9 @@ def test_an_answer_has_the_scores_of_each_choice():
 
 def test_layers_are_there_where_asked_for():
     [choice] = post(FakeVllm(tokens=2), {"tuco": "layers"}).json()["choices"]
-    names = ("ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms")
-    assert tuple(choice["tuco"]["layers"]) == names
-    for column, name in enumerate(names):
+    names = {"ptc_norms": 0, "ftc_norms": 1, "cum_ptc_norms": 2, "cum_ftc_norms": 3, "cosines": 6}
+    assert [*choice["tuco"]["layers"]] == [*names]
+    for name, column in names.items():
         assert choice["tuco"]["layers"][name] == rows(0, 2)[:, :, column].tolist()
 
 

@@ -10,9 +10,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from server.fake_vllm import rows
 
+from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder
-from tuco_vllm.records import LAYERS
+from tuco_vllm.records import LAYERS, TucoScore
 from tuco_vllm.server.score import ScoreService, router
 
 CHAT = [{"role": "user", "content": "the cat"}]
@@ -96,7 +97,9 @@ def test_every_kind_of_input(ask, scorer, value, count):
         assert entry["prompt_tokens"] == len(ids)
         assert entry["tuco"] == pytest.approx(norms[-1, 3] / (norms[-1, 2] + norms[-1, 3]))
         assert entry["preco"] == 1 - entry["tuco"]
-        assert entry["layers"] == {name: norms[:, i].tolist() for i, name in enumerate(LAYERS)}
+        for name in ("tuco_l2", "path_tuco", "cosine", "cancellation"):
+            assert entry[name] == getattr(TucoScore.from_norms(norms.tolist(), len(ids)), name)
+        assert entry["layers"] == {name: norms[:, NORM_COLUMNS.index(name)].tolist() for name in LAYERS}
     total = sum(entry["prompt_tokens"] for entry in answer["data"])
     assert answer["usage"] == {"prompt_tokens": total, "total_tokens": total}
 
@@ -153,7 +156,9 @@ def test_bad_requests_are_refused_by_name(ask, scorer, body, param, message):
 
 def test_an_input_whose_norms_overflowed_costs_itself_only(ask):
     broken, fine = ask({"input": [[7, 6], [5, 6]]}).json()["data"]
-    assert broken["tuco"] is broken["preco"] is broken["layers"]["cum_ptc_norms"][-1] is None
+    assert (
+        broken["tuco"] is broken["preco"] is broken["cosine"] is broken["layers"]["cum_ptc_norms"][-1] is None
+    )
     assert 0 < fine["tuco"] < 1
 
 

@@ -20,7 +20,7 @@ CHAT = [{"role": "user", "content": "the cat sat on the mat"}]
 
 
 def norms(tuco):
-    """``[n, L, 4]`` of an answer's layers."""
+    """``[n, L, 7]`` of an answer's layers."""
     return np.array([tuco["layers"][name] for name in LAYERS]).transpose(1, 2, 0)
 
 

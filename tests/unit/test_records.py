@@ -4,24 +4,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tuco_vllm.decomposition import NORM_COLUMNS
-from tuco_vllm.records import LAYERS, PART, STATE, SUCCESS, TucoScore, output_schema
+from tuco_vllm.records import PART, STATE, SUCCESS, TucoScore, output_schema
 
 
 def test_a_score_from_norms_takes_its_scalars_from_the_right_columns():
-    # [L, 4]: |PTC|, |FTC|, |P|, |F| of two layers
-    score = TucoScore.from_norms([[1.0, 2.0, 1.0, 3.0], [5.0, 6.0, 6.0, 2.0]], 7)
+    # [L, 7]: |PTC|, |FTC|, |P|, |F|, then |P|_2, |F|_2 and the cosine, of two layers
+    layers = [[1.0, 2.0, 1.0, 3.0, 0.5, 2.5, 0.1], [5.0, 6.0, 6.0, 2.0, 3.0, 1.0, -0.2]]
+    score = TucoScore.from_norms(layers, 7)
     assert score.tuco == pytest.approx(2 / 8)
     assert score.preco == pytest.approx(6 / 8)
     assert (score.ptc_norm, score.ftc_norm) == (6.0, 2.0)
     assert score.beta_max == pytest.approx(3 / 4)  # of the first layer
     assert (score.ptc_norms, score.ftc_norms) == ([1.0, 5.0], [2.0, 6.0])
     assert (score.cum_ptc_norms, score.cum_ftc_norms) == ([1.0, 6.0], [3.0, 2.0])
+    assert score.tuco_l2 == pytest.approx(1 / 4)
+    assert score.path_tuco == pytest.approx(8 / 14)
+    assert score.cancellation == pytest.approx(1 - 2 / 8)
+    assert (score.cosine, score.cosines) == (-0.2, [0.1, -0.2])
     assert score.num_prompt_tokens == 7
 
 
 def test_a_model_that_changes_nothing_contributes_nothing():
-    score = TucoScore.from_norms([[0.0] * 4], 1)
+    score = TucoScore.from_norms([[0.0] * 6 + [math.nan]], 1)
     assert (score.tuco, score.preco, score.beta_max) == (0.0, 1.0, 0.0)
 
 
@@ -29,7 +33,7 @@ def test_a_model_that_changes_nothing_contributes_nothing():
 @pytest.mark.parametrize("column", [2, 3])
 def test_norms_that_are_not_finite_give_no_number(bad, column):
     """An overflow is no model that changes nothing."""
-    fine, last = [1.0] * 4, [1.0] * 4
+    fine, last = [1.0] * 7, [1.0] * 7
     last[column] = bad
     if bad is math.inf:
         last[3] = bad  # FTC is FT - PTC: where PTC is infinite, it is too
@@ -37,10 +41,6 @@ def test_norms_that_are_not_finite_give_no_number(bad, column):
     assert math.isnan(score.tuco)
     assert math.isnan(score.preco)
     assert math.isnan(score.beta_max)
-
-
-def test_norms_and_records_name_the_layers_alike():
-    assert LAYERS == NORM_COLUMNS
 
 
 def test_only_ids_are_never_null():

@@ -64,7 +64,7 @@ def run(scheduler: Any) -> dict[str, list[Any]]:
         step = scheduler.schedule()
         names = list(step.num_scheduled_tokens)
         done = [scheduler.requests[n].num_computed_tokens >= scheduler.requests[n].num_tokens for n in names]
-        columns = np.full((len(names), 4 * LAYERS), COLUMN, dtype=np.int32)
+        columns = np.full((len(names), 7 * LAYERS), COLUMN, dtype=np.int32)
         logprobs = LogprobsLists(columns, np.ones(columns.shape, np.float32), np.zeros(len(names), np.int32))
         ran = ModelRunnerOutput(
             names, {n: i for i, n in enumerate(names)}, [[9] if d else [] for d in done], logprobs

@@ -8,7 +8,7 @@ from tuco_vllm.engine.compat import LogprobsTensors
 from tuco_vllm.engine.score_columns import COLUMN, append_scores, rows_of_request, split_scores
 
 ROWS, LAYERS = 5, 3
-SCORES = torch.randn(ROWS, 4 * LAYERS)
+SCORES = torch.randn(ROWS, 7 * LAYERS)
 
 
 def logprobs(columns: int) -> LogprobsTensors:
@@ -47,9 +47,9 @@ def test_a_filter_of_rejected_drafts_takes_the_scores_along() -> None:
     columns = lists
     _, scores = split_scores(lists)
     assert np.array_equal(scores, SCORES[kept].numpy())
-    assert np.array_equal(rows_of_request(columns, scores, 1, 1), SCORES[3].reshape(1, LAYERS, 4).numpy())
+    assert np.array_equal(rows_of_request(columns, scores, 1, 1), SCORES[3].reshape(1, LAYERS, 7).numpy())
     assert np.array_equal(
-        rows_of_request(columns, scores, 0, 2), SCORES[[0, 2]].reshape(2, LAYERS, 4).numpy()
+        rows_of_request(columns, scores, 0, 2), SCORES[[0, 2]].reshape(2, LAYERS, 7).numpy()
     )
 
 

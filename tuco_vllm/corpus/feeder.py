@@ -100,7 +100,7 @@ class Feeder:
     def score(
         self, prompts: Sequence[list[int]], *, alone: Callable[[int], None] | None = None
     ) -> list[Tensor | str]:
-        """Norms ``[L, 4]`` of each prompt, or a SetAside. Waits; thread-safe.
+        """Norms ``[L, 7]`` of each prompt, or a SetAside. Waits; thread-safe.
 
         With ``alone`` nothing runs beside a prompt, and ``alone`` is called with its place before it runs.
         Raises EngineError when engines go on dying, or a new one does not start.

@@ -27,7 +27,7 @@ class Scores(Protocol):
     """Whatever scores many prompts: ``feeder.Feeder``."""
 
     def score(self, prompts: Sequence[list[int]]) -> Sequence[Tensor | str]:
-        """Norms ``[L, 4]`` of each prompt of token ids, or the reason why there are none."""
+        """Norms ``[L, 7]`` of each prompt of token ids, or the reason why there are none."""
 
 
 def tokenised(chunk: pa.Table, encoder: PromptEncoder) -> pa.Table:

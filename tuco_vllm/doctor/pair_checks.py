@@ -163,8 +163,8 @@ def steer_both_ways(
     return Steered(all(same), float(max(errors)), float(max(distances)))
 
 
-def _tuco(norms_TL4: Tensor) -> Tensor:
-    ptc, ftc = norms_TL4[:, -1, 2].double(), norms_TL4[:, -1, 3].double()
+def _tuco(norms_TL7: Tensor) -> Tensor:
+    ptc, ftc = norms_TL7[:, -1, 2].double(), norms_TL7[:, -1, 3].double()
     return ftc / (ptc + ftc).clamp_min(torch.finfo(torch.float64).tiny)
 
 

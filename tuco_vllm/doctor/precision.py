@@ -62,13 +62,14 @@ def compare(
     scores: Sequence[TucoScore], prompts: Sequence[list[int]], reference: Oracle, dtype: str
 ) -> Precision:
     """The engine's ``scores`` of ``prompts``, computed in ``dtype``, against ``reference``."""
-    truth_NL4 = reference.norms(prompts).double()
+    truth_NL7 = reference.norms(prompts).double()
+    truth_NL4 = truth_NL7[..., :4]
     norms_NL4 = torch.tensor(
         [[s.ptc_norms, s.ftc_norms, s.cum_ptc_norms, s.cum_ftc_norms] for s in scores], dtype=torch.float64
     ).transpose(1, 2)
     relative = (norms_NL4 - truth_NL4).abs() / (truth_NL4[..., :1] + truth_NL4[..., 1:2])
     truths = [
-        TucoScore.from_norms(norms, len(ids)) for norms, ids in zip(truth_NL4.tolist(), prompts, strict=True)
+        TucoScore.from_norms(norms, len(ids)) for norms, ids in zip(truth_NL7.tolist(), prompts, strict=True)
     ]
     truth = np.array([score.tuco for score in truths])
     found = np.array([score.tuco for score in scores])

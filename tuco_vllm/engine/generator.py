@@ -67,7 +67,7 @@ class Generator:
         return outputs
 
     def stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, Tensor]]:
-        """Norms ``[L, 4]`` of each prompt, in input order: what the first token's row says of it."""
+        """Norms ``[L, 7]`` of each prompt, in input order: what the first token's row says of it."""
         params = SamplingParams(max_tokens=1, detokenize=False)
         source = iter(items)
         while batch := list(islice(source, _STREAM_BATCH)):
@@ -95,7 +95,7 @@ def attach_scores(completion: CompletionOutput) -> None:
     """Give a finished completion of n tokens its scores by their names.
 
     ``tuco``: a list of n floats, entry i the TuCo at the row that token i was sampled from, so entry 0 is the
-    prompt's. ``tuco_norms``: float32 ``[n, L, 4]`` in ``decomposition.NORM_COLUMNS``' order. Both are None
+    prompt's. ``tuco_norms``: float32 ``[n, L, 7]`` in ``decomposition.NORM_COLUMNS``' order. Both are None
     where no scores were asked for.
     """
     norms: NDArray[np.float32] | None = completion.routed_experts

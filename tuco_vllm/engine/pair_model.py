@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tuco_vllm.config import ModelPair, resolve_pair
+from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import (
     CUDAGraphMode,
     IntermediateTensors,
@@ -35,7 +36,7 @@ from tuco_vllm.families import FAMILIES
 
 
 class ContributionPooler(Pooler):
-    """Hands request i the i-th row of what the model returned, as ``[L, 4]`` float32.
+    """Hands request i the i-th row of what the model returned, as ``[L, 7]`` float32.
 
     Stateless: chunked prefill and prefix caching stay on, and a chunk that does not end its prompt gets a
     row that the runner discards.
@@ -50,9 +51,9 @@ class ContributionPooler(Pooler):
         return {"classify"}
 
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor]:
-        """``[T, 4 L]`` -> one ``[L, 4]`` a request."""
+        """``[T, 7 L]`` -> one ``[L, 7]`` a request."""
         rows = len(pooling_metadata.pooling_params)
-        return list(hidden_states[:rows].reshape(rows, -1, 4))
+        return list(hidden_states[:rows].reshape(rows, -1, len(NORM_COLUMNS)))
 
 
 class TucoForCausalLM(nn.Module):
@@ -138,7 +139,7 @@ class TucoForCausalLM(nn.Module):
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor | IntermediateTensors:
-        """Generating: FT's hidden states ``[T, H]``, of each request's steered stream. Scoring: ``[T, 4 L]``
+        """Generating: FT's hidden states ``[T, H]``, of each request's steered stream. Scoring: ``[T, 7 L]``
         float32, row i for request i.
 
         A request has at least one token, so the R rows of norms fit; the rest is zeros that nobody reads
@@ -180,7 +181,7 @@ class TucoForCausalLM(nn.Module):
         return hidden_TH
 
     def take_scores(self) -> Tensor | None:
-        """Norms ``[rows of logits, 4 L]`` of the step that has just run, NaN without PT; once."""
+        """Norms ``[rows of logits, 7 L]`` of the step that has just run, NaN without PT; once."""
         scores, self._scores = self._scores, None
         return scores
 

@@ -2,7 +2,7 @@
 
 Of what a worker returns for every sampled token, the logprobs are what already gets through all of vLLM
 right: the asynchronous copy off the device, the filter of rejected drafts, the transport between processes.
-So norms ``[rows, 4 L]`` ride as columns behind the real logprobs, known by a token id that no vocabulary has;
+So norms ``[rows, 7 L]`` ride as columns behind the real logprobs, known by a token id that no vocabulary has;
 the scheduler cuts them off before anybody reads logprobs.
 """
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import LogprobsLists, LogprobsTensors
 
 COLUMN = -1_979_339_339
@@ -22,7 +23,7 @@ COLUMN = -1_979_339_339
 def append_scores(
     logprobs: LogprobsTensors | None, scores: Tensor, cu_num_tokens: list[int] | None = None
 ) -> LogprobsTensors:
-    """``logprobs`` of R rows, or none, with the columns of ``scores`` ``[R, 4 L]`` behind its own.
+    """``logprobs`` of R rows, or none, with the columns of ``scores`` ``[R, 7 L]`` behind its own.
 
     ``cu_num_tokens`` says, where there were no logprobs, at which row each request's tokens begin.
     """
@@ -38,7 +39,7 @@ def append_scores(
 
 
 def split_scores(logprobs: LogprobsLists | None) -> tuple[LogprobsLists | None, NDArray[np.float32] | None]:
-    """What ``append_scores`` joined: real logprobs (None if there were none) and scores ``[R, 4 L]``."""
+    """What ``append_scores`` joined: real logprobs (None if there were none) and scores ``[R, 7 L]``."""
     if logprobs is None or logprobs.logprob_token_ids.size == 0:
         return logprobs, None
     width = int((logprobs.logprob_token_ids[0] == COLUMN).sum())
@@ -56,7 +57,7 @@ def split_scores(logprobs: LogprobsLists | None) -> tuple[LogprobsLists | None, 
 
 
 def rows_of_request(logprobs: Any, scores: NDArray[np.float32], request: int, count: int) -> Any:
-    """The scores of a request's ``count`` new tokens, ``[count, L, 4]``."""
+    """The scores of a request's ``count`` new tokens, ``[count, L, 7]``."""
     starts = logprobs.cu_num_generated_tokens
     first = request if starts is None else starts[request]
-    return np.ascontiguousarray(scores[first : first + count]).reshape(count, -1, 4)
+    return np.ascontiguousarray(scores[first : first + count]).reshape(count, -1, len(NORM_COLUMNS))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tuco_vllm.metrics import fraction
 
 Rows = NDArray[np.float32]
-"""Norms ``[n, L, 4]`` of n tokens, in ``decomposition.NORM_COLUMNS``' order."""
+"""Norms ``[n, L, 7]`` of n tokens, in ``decomposition.NORM_COLUMNS``' order."""
 
 
 class ResponseScores:
@@ -64,7 +64,7 @@ RECEIVER: ContextVar[ResponseScores | None] = ContextVar("tuco_receiver", defaul
 
 
 def tuco_of_rows(rows: Any) -> list[float]:
-    """TuCo (paper Def. 4.3) of each of n rows ``[L, 4]``."""
+    """TuCo (paper Def. 4.3) of each of n rows ``[L, 7]``."""
     return [fraction(float(row[-1, 3]), float(row[-1, 2])) for row in rows]
 
 

@@ -69,7 +69,7 @@ class Scorer:
         self._done: dict[str, Tensor] = {}  # of all streams: a step of one may finish prompts of another
 
     def stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, Tensor]]:
-        """Norms ``[L, 4]`` float32 of each prompt, in input order.
+        """Norms ``[L, 7]`` float32 of each prompt, in input order.
 
         Pulls lazily: at most ``4 * max_num_seqs`` items are taken from ``items`` and not yet yielded, enough
         that the engine never waits and that a long prompt ahead does not stall it.
@@ -106,7 +106,7 @@ class Scorer:
         return request
 
     def step(self) -> list[tuple[str, Tensor]]:
-        """Let the engine work. Returns finished requests' names and norms ``[L, 4]``; raises EngineError."""
+        """Let the engine work. Returns finished requests' names and norms ``[L, 7]``; raises EngineError."""
         with _deaths():
             outputs: list[Any] = self.engine.step()
         return [(output.request_id, output.outputs.data) for output in outputs if output.finished]

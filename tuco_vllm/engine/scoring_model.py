@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tuco_kernels import accumulate_contribution
 
+from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import IntermediateTensors, PPMissingLayer, VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import last_tokens
 from tuco_vllm.engine.rows_projection import Both
@@ -92,21 +93,21 @@ class ScoringModel(nn.Module):
         inputs_embeds: Tensor | None = None,
         before: IntermediateTensors | None = None,
     ) -> Tensor | IntermediateTensors:
-        """Norms ``[R, 4 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order.
+        """Norms ``[R, 7 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order.
 
         ``before`` is what the pipeline stage before has returned, its sums padded to T rows; a stage that is
         not the last returns such, padded to nothing.
         """
-        count, H, L = rows.shape[0], self.hidden_size, self.num_layers
+        count, H, L, N = rows.shape[0], self.hidden_size, self.num_layers, len(NORM_COLUMNS)
         if before is None:
             x_TH: Any = first_stream(self.ft, input_ids, inputs_embeds)
             delta_TH: Any = None  # FT's MLP output of the layer before, not yet added to the stream
             # Zeros, though all is written: from empty, torch 2.13 fails to generate C++ for twelve layers.
-            sums = [positions.new_zeros(count, size, dtype=torch.float32) for size in (H, H, 4 * L)]
+            sums = [positions.new_zeros(count, size, dtype=torch.float32) for size in (H, H, N * L)]
         else:
             x_TH, delta_TH = before["stream"], before["delta"]
             sums = [before[name][:count].clone() for name in _SUMS]
-        cum_ptc_RH, cum_ftc_RH, norms_RL4 = sums[0], sums[1], sums[2].view(count, L, 4)
+        cum_ptc_RH, cum_ftc_RH, norms_RL7 = sums[0], sums[1], sums[2].view(count, L, N)
         at_both, at_rows = Both(positions, positions[rows]), Both(positions[rows], positions[rows])
 
         for index, ft, pt, again in self.layers:
@@ -130,7 +131,7 @@ class ScoringModel(nn.Module):
                 ft_mlp,
                 cum_ptc_RH,
                 cum_ftc_RH,
-                norms_RL4,
+                norms_RL7,
                 index,
                 mlp_rows_R=ft_mlp_rows_R,
             )
@@ -149,7 +150,7 @@ def from_a_stage_before(
     model: ScoringModel, tokens: int, dtype: torch.dtype, device: torch.device
 ) -> IntermediateTensors:
     """Room for what ``for_the_next_stage`` returns for ``tokens``."""
-    sizes = (model.hidden_size, model.hidden_size, 4 * model.num_layers)
+    sizes = (model.hidden_size, model.hidden_size, len(NORM_COLUMNS) * model.num_layers)
     sums = [torch.zeros(tokens, size, dtype=torch.float32, device=device) for size in sizes]
     stream, delta = (torch.zeros(tokens, model.hidden_size, dtype=dtype, device=device) for _ in range(2))
     return IntermediateTensors({"stream": stream, "delta": delta, **dict(zip(_SUMS, sums, strict=True))})

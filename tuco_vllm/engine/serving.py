@@ -55,7 +55,7 @@ class ServedEngine:
     async def score(
         self, token_ids: list[int], request_id: str, priority: int, headers: Mapping[str, str]
     ) -> Rows:
-        """Norms ``[1, L, 4]`` of a prompt at its last token; EngineError if the engine gives none.
+        """Norms ``[1, L, 7]`` of a prompt at its last token; EngineError if the engine gives none.
 
         ``priority`` is the request's own, over which its header goes; traces go on from the ``headers``.
         """

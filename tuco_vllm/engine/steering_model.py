@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tuco_kernels import accumulate_contribution, steer_residual
 
+from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import Selection
 from tuco_vllm.engine.rows_projection import Both
@@ -76,7 +77,7 @@ class SteeringModel(nn.Module):
         scored_in_S: Tensor,
         inputs_embeds: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """FT's final hidden states of the steered stream ``[T, H]``, and norms ``[C, 4 L]`` float32 of the
+        """FT's final hidden states of the steered stream ``[T, H]``, and norms ``[C, 7 L]`` float32 of the
         unscaled contributions on it, layer-major, in ``decomposition.NORM_COLUMNS``' order."""
         [ft_model] = self.ft
         x_TH: Any = first_stream(ft_model, input_ids, inputs_embeds)
@@ -86,7 +87,8 @@ class SteeringModel(nn.Module):
         count = scored_in_S.shape[0]
         cum_ptc_CH = torch.zeros(count, self.hidden_size, dtype=torch.float32, device=x_TH.device)
         cum_ftc_CH = torch.zeros_like(cum_ptc_CH)
-        norms_CL4 = torch.zeros(count, self.num_layers, 4, dtype=torch.float32, device=x_TH.device)
+        size = (count, self.num_layers, len(NORM_COLUMNS))
+        norms_CL7 = torch.zeros(*size, dtype=torch.float32, device=x_TH.device)
 
         for index, (ft, pt) in enumerate(zip(self.ft_layers, self.pt_layers, strict=True)):
             # As in ScoringModel: FT's fused ops may overwrite their inputs, PT runs before.
@@ -102,7 +104,7 @@ class SteeringModel(nn.Module):
                 delta_TH,
                 cum_ptc_CH,
                 cum_ftc_CH,
-                norms_CL4,
+                norms_CL7,
                 index,
                 attention_rows_R=scored_in_S,
                 mlp_rows_R=scored_C,
@@ -110,4 +112,4 @@ class SteeringModel(nn.Module):
             steer_residual(delta_TH, alpha_S, rows_S, pt_done.attention_RH, pt_mlp_SH, ft_done.attention_RH)
 
         hidden_TH, _ = decoder_of(ft_model).norm(delta_TH, Pending(x_TH, rows_S))
-        return hidden_TH, norms_CL4.flatten(1)
+        return hidden_TH, norms_CL7.flatten(1)

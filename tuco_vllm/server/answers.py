@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.score_feed import ResponseScores, tuco_of_rows
 from tuco_vllm.records import LAYERS
 from tuco_vllm.server.wishes import Wish
@@ -110,20 +111,21 @@ class ScoredAnswer:
 
 def _layers(rows: list[Any]) -> bytes:
     """``{name: [[L] per token]}``, list by list: one call for all of it would hold the GIL for its length."""
-    norms = np.stack(rows).transpose(2, 0, 1) if rows else np.empty((len(LAYERS), 0, 0))
+    norms = np.stack(rows).transpose(2, 0, 1) if rows else np.empty((len(NORM_COLUMNS), 0, 0))
     finite = bool(np.isfinite(norms).all())
     fields = []
-    for name, tokens in zip(LAYERS, norms, strict=True):
+    for name in LAYERS:
+        tokens = norms[NORM_COLUMNS.index(name)]
         lists = [_compact(row.tolist() if finite else finite_or_null(row.tolist())) for row in tokens]
         fields.append(b'"%b":%b' % (name.encode(), _list(lists)))
     return b"{%b}" % b",".join(fields)
 
 
 def finite_or_null(value: Any) -> Any:
-    """A float, or nested lists of them, as JSON can hold it."""
+    """A float or None, or nested lists of them, as JSON can hold it."""
     if isinstance(value, list):
         return [finite_or_null(item) for item in value]
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -30,6 +30,7 @@ router = APIRouter()
 _CLIENT_GONE = 499
 _TURN_SECONDS = 0.02
 """How long one request's prompts are encoded before those of another have their turn."""
+_NUMBERS = ("tuco", "preco", "tuco_l2", "path_tuco", "cosine", "cancellation")
 _SLICE = 16
 """How many prompts are handed to the engine at once, in less than a hundredth of a second."""
 
@@ -40,7 +41,7 @@ class Scorer(Protocol):
     async def score(
         self, token_ids: list[int], request_id: str, priority: int, headers: Mapping[str, str]
     ) -> Rows:
-        """Norms ``[1, L, 4]`` of a prompt at its last token; ``headers`` are the HTTP request's."""
+        """Norms ``[1, L, 7]`` of a prompt at its last token; ``headers`` are the HTTP request's."""
 
 
 class ScoreService:
@@ -154,8 +155,7 @@ def _entry(place: int, score: TucoScore, layers: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "object": "tuco.score",
         "index": place,
-        "tuco": finite_or_null(score.tuco),
-        "preco": finite_or_null(score.preco),
+        **{name: finite_or_null(getattr(score, name)) for name in _NUMBERS},
         "prompt_tokens": score.num_prompt_tokens,
     }
     if layers:

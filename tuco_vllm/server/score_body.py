@@ -37,21 +37,26 @@ class ScoreBody(BaseModel):
 
 
 class LayerNorms(BaseModel):
-    """Norms after each layer; null where a model overflowed."""
+    """Norms after each layer; null where a model overflowed, or there is no cosine."""
 
     ptc_norms: list[float | None]
     ftc_norms: list[float | None]
     cum_ptc_norms: list[float | None]
     cum_ftc_norms: list[float | None]
+    cosines: list[float | None]
 
 
 class Score(BaseModel):
-    """One input's score; null where a model overflowed."""
+    """One input's score; null where a model overflowed, or there is nothing to divide by."""
 
     object: str = "tuco.score"
     index: int
     tuco: float | None
     preco: float | None
+    tuco_l2: float | None
+    path_tuco: float | None
+    cosine: float | None
+    cancellation: float | None
     prompt_tokens: int
     layers: LayerNorms | None = None
 
