@@ -49,8 +49,8 @@ ROUNDING_FLIPS = 1e-3
 another order of addition, moves about 3e-5 of them. Rounding at another place moves more than a tenth."""
 
 KERNEL_L1 = 2e-6
-"""A norm by a kernel against float64, relative to |PTC| + |FTC|, and a cosine: float32 additions of H <= 2**14
-terms in a tree, 14 * 6e-8."""
+"""A norm by a kernel against float64, relative to |PTC| + |FTC|, and a cosine: float32 additions of
+H <= 2**14 terms in a tree, 14 * 6e-8."""
 
 KERNEL_STEER = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}
 """A steered element against float64, relative: one rounding, half a unit in the last place."""

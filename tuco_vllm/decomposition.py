@@ -30,8 +30,8 @@ NORM_COLUMNS = (
 )
 """What the last axis of every norms tensor ``[..., L, 7]`` holds, in this order (records carry the names).
 
-L1 norms of a layer's contributions and of the sums so far, then the sums' L2 norms and the cosine between them
-(NaN where one of them is zero).
+L1 norms of a layer's contributions and of the sums so far, then the sums' L2 norms and the cosine between
+them (NaN where one of them is zero).
 """
 
 

@@ -2,8 +2,8 @@
 
 A new metric goes here. Each takes norms of one prompt, in layer order: ``ptc_norms[l] = |PTC_l|_1`` and
 ``ftc_norms[l] = |FTC_l|_1`` of the layers, ``cum_ptc_norms[l] = |P_{l+1}|_1`` and
-``cum_ftc_norms[l] = |F_{l+1}|_1`` of the sums so far, 0 <= l < L (paper §4.4; arXiv 2506.23423). Of norms that
-are infinite or NaN, as an overflow leaves them, it is NaN.
+``cum_ftc_norms[l] = |F_{l+1}|_1`` of the sums so far, 0 <= l < L (paper §4.4; arXiv 2506.23423). Of norms
+that are infinite or NaN, as an overflow leaves them, it is NaN.
 """
 
 import math

@@ -43,7 +43,7 @@ def test_appendix_a_beta_is_not_tuco() -> None:
 
 
 def test_what_l1_norms_do_not_see() -> None:
-    """Example B.1 again: fine-tuning's sum is PT's, a third of it and reversed, and its layers half undo it."""
+    """Example B.1 again: fine-tuning's sum is a third of PT's, and reversed; its layers undo two thirds."""
     score = run(ptc=[H, 2 * H], ftc=[H, -2 * H])
     assert score.cosines == pytest.approx([1.0, -1.0])
     assert score.cosine == pytest.approx(-1.0)
