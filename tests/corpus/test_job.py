@@ -54,6 +54,26 @@ def test_another_jobs_directory_is_refused_with_what_differs(score, corpus, tmp_
     assert snapshot(tmp_path / "out") == before
 
 
+def test_a_run_of_schema_1_is_read_if_it_is_finished(score, corpus, tmp_path):
+    score(corpus)
+    job, out = tmp_path / "out" / "_tuco" / "job.json", tmp_path / "out"
+    job.write_text(job.read_text().replace('"schema_version": "2"', '"schema_version": "1"'))
+    for part in out.glob("part-*"):
+        table = pq.read_table(part)
+        newer = ["tuco_l2", "path_tuco", "cosine", "cancellation", "cosines"]
+        pq.write_table(table.drop_columns(newer), part)
+    before = snapshot(out)
+    assert score(corpus) is None
+    assert snapshot(out) == before
+    with pytest.raises(InputError, match="another job"):
+        score(corpus, dtype="float32")
+    (out / "_SUCCESS").unlink()
+    with pytest.raises(InputError, match="half-done run of an earlier version.*--overwrite"):
+        score(corpus)
+    score(corpus, overwrite=True)
+    assert "cosines" in read(out)[0]
+
+
 def test_other_or_changed_inputs_are_another_job(score, corpus, tmp_path):
     score(corpus)
     with pytest.raises(InputError, match="it had 2 input files, now 1"):

@@ -60,13 +60,21 @@ class JobDirectory:
             return False
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {self._job_file}: {error}") from error
+        finished = (self.out / SUCCESS).exists()
+        if old.get("schema_version") == "1" and identity["schema_version"] != "1":
+            if not finished:
+                raise InputError(
+                    f"{self.out} holds a half-done run of an earlier version, whose files have fewer "
+                    "columns: start anew with --overwrite"
+                )
+            old = {**old, "schema_version": identity["schema_version"]}  # still a table of the same scores
         differs = difference(old, identity)
         if differs is not None:
             raise InputError(
                 f"{self.out} holds another job ({differs}): choose another --out, "
                 "or start anew with --overwrite"
             )
-        return (self.out / SUCCESS).exists()
+        return finished
 
     @contextmanager
     def locked(self) -> Iterator[None]:
