@@ -68,7 +68,7 @@ def test_a_run_of_schema_1_is_read_if_it_is_finished(score, corpus, tmp_path):
     with pytest.raises(InputError, match="another job"):
         score(corpus, dtype="float32")
     (out / "_SUCCESS").unlink()
-    with pytest.raises(InputError, match="half-done run of an earlier version.*--overwrite"):
+    with pytest.raises(InputError, match=r"half-done run of an earlier version.*--overwrite"):
         score(corpus)
     score(corpus, overwrite=True)
     assert "cosines" in read(out)[0]
