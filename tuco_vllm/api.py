@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tuco_vllm.config import expect_row_dtype, resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompts import PromptEncoder, PromptError, load_tokenizer
-from tuco_vllm.records import PromptInput, TucoScore
+from tuco_vllm.records import PromptInput, ScoredTokens, TucoScore
+from tuco_vllm.responses import ResponseInput, encode_with_response
 from tuco_vllm.steering import ALPHA, MAX_ALPHA, TUCO, Steering, parse_alpha
 
 if TYPE_CHECKING:
@@ -101,14 +102,35 @@ class TucoLLM:
         """What the rows that scores are made of are computed in."""
         return self._engine.row_dtype
 
-    def score(self, prompts: Sequence[PromptInput]) -> list[TucoScore]:
-        """TuCo of every prompt at its last token, in order.
+    def score(
+        self,
+        prompts: Sequence[PromptInput],
+        responses: Sequence[ResponseInput | None] | None = None,
+        *,
+        trace: bool = False,
+    ) -> list[TucoScore]:
+        """TuCo of every prompt at its last token, in order, and of every token of its response.
 
-        A string is scored raw, a chat through FT's template, token ids as they are. Raises PromptError,
-        naming the prompt's place in the list, before anything is scored.
+        A string is scored raw, a chat through FT's template, token ids as they are. A response is a string or
+        token ids, None for a prompt without one; or it is the assistant turn that ends a chat. ``trace`` adds
+        the score at every token of the prompts. Raises PromptError, naming the prompt's place in the list,
+        before anything is scored.
         """
-        encoded = self._encode(prompts)
-        return [score for _, score in self.score_stream(enumerate(encoded))]
+        encoded = self._encode_with(prompts, responses)
+        if self.task == "generate" and (trace or any(answer for _, answer in encoded)):
+            raise InputError('a TucoLLM that generates scores prompts only: use task="score"')
+        items = [
+            ScoredTokens.of(prompt, answer, trace=trace) if answer or trace else prompt
+            for prompt, answer in encoded
+        ]
+        scores = []
+        for place, scored in self._engine.stream(enumerate(items)):
+            (prompt, answer), asked = encoded[place], items[place]
+            if isinstance(asked, ScoredTokens):
+                scores.append(TucoScore.of_rows(scored, asked, answer))
+            else:
+                scores.append(TucoScore.from_norms(scored.tolist(), len(prompt)))
+        return scores
 
     def score_stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, TucoScore]]:
         """Score (key, token ids) pairs as they come, in input order, with a bounded number in flight."""
@@ -150,6 +172,25 @@ class TucoLLM:
         for prompt, output in zip(prompts, outputs, strict=True):
             output.prompt = prompt if isinstance(prompt, str) else None
         return outputs
+
+    def _encode_with(
+        self, prompts: Sequence[PromptInput], responses: Sequence[ResponseInput | None] | None
+    ) -> list[tuple[list[int], list[int] | None]]:
+        if isinstance(prompts, str) or isinstance(responses, str):
+            raise InputError("prompts, and responses, come in a list: put the string into one")
+        if responses is not None and len(responses) != len(prompts):
+            raise InputError(
+                f"{len(responses)} responses for {len(prompts)} prompts: give None where there is none"
+            )
+        encoded = []
+        for place, prompt in enumerate(prompts):
+            try:
+                response = None if responses is None else responses[place]
+                asked, answer = encode_with_response(self._encoder, prompt, response)
+            except PromptError as error:
+                raise PromptError(f"prompt {place}: {error}") from error
+            encoded.append((asked.token_ids, None if answer is None else answer.token_ids))
+        return encoded
 
     def _encode(self, prompts: Sequence[PromptInput]) -> list[list[int]]:
         if isinstance(prompts, str):

@@ -38,6 +38,15 @@ class EncodedPrompt:
     """Whether a chat template made the text."""
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenPrompt:
+    """A prompt as the text that is tokenised."""
+
+    text: str
+    templated: bool
+    """Whether a chat template made it; else the tokenizer adds its special tokens."""
+
+
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A model directory's tokenizer, without its weights. Raises InputError where there is none."""
     # Takes seconds, with torch behind it; most of a job's processes load no tokenizer.
@@ -107,40 +116,55 @@ class PromptEncoder:
         """SHA-256 (hex) of the template that chats go through; None where there is none."""
         return hashlib.sha256(self._template.encode()).hexdigest() if self._template is not None else None
 
-    def encode(self, prompt: PromptInput) -> EncodedPrompt:
-        """Token ids within the limit. Raises PromptError, whose text says what is wrong with this prompt."""
+    def encode(self, prompt: PromptInput, *, reserved: int = 0) -> EncodedPrompt:
+        """Token ids within the limit, less ``reserved`` for what follows. Raises PromptError, whose text says
+        what is wrong with this prompt."""
+        written = self.written(prompt)
+        limit = None if self.max_model_len is None else self.max_model_len - reserved
+        if written is None:
+            return EncodedPrompt(self._fit(self.checked_ids(prompt), limit), None, templated=False)
+        ids = self._tokenised(written, limit)
+        affixes = (None, 0) if written.templated else self._texts.affixes
+        return EncodedPrompt(self._fit(ids, limit, *affixes), written.text, written.templated)
+
+    def written(self, prompt: PromptInput) -> WrittenPrompt | None:
+        """The text of a prompt; None of token ids, which are not looked at yet. Raises PromptError."""
         if isinstance(prompt, str):
-            _check_text(prompt)
-            if self._wraps_strings:
-                return self._encode_chat([{"role": "user", "content": prompt}])
-            ids = self._tokenised(prompt, special=True)
-            return EncodedPrompt(self._fit(ids, *self._texts.affixes), prompt, templated=False)
+            check_text(prompt)
+            if not self._wraps_strings:
+                return WrittenPrompt(prompt, templated=False)
+            return WrittenPrompt(self.rendered([{"role": "user", "content": prompt}]), templated=True)
         if not isinstance(prompt, list):
             raise PromptError(f"the prompt is {kind_of(prompt)}, not a string, token ids or chat messages")
         if not prompt:
             raise PromptError("the prompt is empty")
         if all(isinstance(item, dict) for item in prompt):
-            return self._encode_chat(prompt)
-        return EncodedPrompt(self._fit(self._checked_ids(prompt)), None, templated=False)
+            return WrittenPrompt(self.rendered(prompt), templated=True)
+        return None
 
-    def _encode_chat(self, messages: Sequence[Any]) -> EncodedPrompt:
+    def rendered(self, messages: Sequence[Any], *, generation_prompt: bool = True) -> str:
+        """A chat as the template writes it. Raises PromptError."""
         chat = [self._checked_message(place, message) for place, message in enumerate(messages)]
         if self._template is None:
             raise PromptError("there is no chat template for messages: the tokenizer has none, or it is off")
         if self.system_prompt is not None and chat[0]["role"] != "system":
             chat = [{"role": "system", "content": self.system_prompt}, *chat]
         try:
-            text = self._render(chat)
+            text = self._render(chat, generation_prompt)
         except Exception as error:  # a template is a program: it may raise anything
             raise PromptError(f"the chat template failed: {error}") from error
-        _check_text(text)
-        return EncodedPrompt(self._fit(self._tokenised(text, special=False)), text, templated=True)
+        check_text(text)
+        return text
 
-    def _render(self, chat: Messages) -> str:
+    def tokens(self, written: WrittenPrompt) -> list[int]:
+        """All its token ids, however many."""
+        return self.tokenizer.encode(written.text, add_special_tokens=not written.templated)
+
+    def _render(self, chat: Messages, generation_prompt: bool = True) -> str:
         return self.tokenizer.apply_chat_template(
             chat,
             chat_template=self._template,
-            **{**self._variables, "tokenize": False, "add_generation_prompt": True},
+            **{**self._variables, "tokenize": False, "add_generation_prompt": generation_prompt},
         )
 
     def _check_syntax(self) -> None:
@@ -177,11 +201,11 @@ class PromptEncoder:
         parts = [{"type": "text", "text": text} for text in texts]
         return fields | {"content": parts if self._takes_parts else "\n".join(texts)}
 
-    def _tokenised(self, text: str, *, special: bool) -> list[int]:
-        """The ids of ``text``; of one over the limit, as many as ``_fit`` needs of the end that it keeps."""
-        limit = self.max_model_len
+    def _tokenised(self, written: WrittenPrompt, limit: int | None) -> list[int]:
+        """Its ids; of a text over the limit, as many as ``_fit`` needs of the end that it keeps."""
+        text = written.text
         if limit is None or len(text) <= limit:
-            return self.tokenizer.encode(text, add_special_tokens=special)
+            return self.tokens(written)
         longest = self._texts.longest_token if self.on_long == "error" else None
         if longest is not None and len(text) > limit * longest:
             raise PromptError(
@@ -189,31 +213,43 @@ class PromptEncoder:
                 f"(at most {longest} each): {self.mend}"
             )
         end = self._texts.tail if self.on_long == "truncate-left" else self._texts.head
-        ids = end(text, limit, special=special)
+        ids = end(text, limit, special=not written.templated)
         if self.on_long == "error" and len(ids) > limit and len(text) > self._texts.tried(limit):
             raise PromptError(f"prompt has more than {limit} tokens, which is the limit: {self.mend}")
         return ids
 
-    def _checked_ids(self, ids: Sequence[Any]) -> list[int]:
+    def checked_ids(self, ids: Sequence[Any], whose: str = "prompt") -> list[int]:
+        """``ids`` as FT embeds them. Raises PromptError."""
         for token in ids:
             if not isinstance(token, int):
-                raise PromptError(f"the prompt's list holds {kind_of(token)}: neither token ids nor messages")
+                raise PromptError(
+                    f"the {whose}'s list holds {kind_of(token)}: neither token ids nor messages"
+                )
             if not 0 <= token < self._vocabulary:
                 raise PromptError(f"token id {token} is not in FT's vocabulary of {self._vocabulary}")
         return list(map(int, ids))  # true is 1, as it is to vLLM
 
-    def _fit(self, ids: list[int], prefix: int | None = None, suffix: int = 0) -> list[int]:
+    def expect_embedded(self, ids: list[int]) -> None:
+        """A tokenizer may have more tokens than its model: PromptError names the one."""
+        if (token := max(ids)) >= self._vocabulary:
+            text = self.tokenizer.convert_ids_to_tokens(token)
+            raise PromptError(f"token {text} ({token}) is not among the {self._vocabulary} that FT embeds")
+
+    def _fit(
+        self, ids: list[int], limit: int | None, prefix: int | None = None, suffix: int = 0
+    ) -> list[int]:
         """``ids`` within the limit; the first ``prefix`` and last ``suffix`` tokens are not cut away."""
         if not ids:
             raise PromptError("the prompt is empty: it has no tokens")
-        if (token := max(ids)) >= self._vocabulary:  # a tokenizer may have more tokens than its model
-            text = self.tokenizer.convert_ids_to_tokens(token)
-            raise PromptError(f"token {text} ({token}) is not among the {self._vocabulary} that FT embeds")
-        limit = self.max_model_len
+        self.expect_embedded(ids)
         if limit is None or len(ids) <= limit:
             return ids
         if self.on_long == "error":
-            raise PromptError(f"prompt has {len(ids)} tokens, the limit is {limit}: {self.mend}")
+            taken = self.max_model_len - limit if self.max_model_len else 0
+            less = f" less {taken} for its response" if taken else ""
+            raise PromptError(
+                f"prompt has {len(ids)} tokens, the limit is {limit + taken}{less}: {self.mend}"
+            )
         if self.on_long == "truncate-left":
             kept = prefix if prefix is not None else int(ids[0] == self.tokenizer.bos_token_id)
             kept = min(kept, limit)
@@ -253,14 +289,15 @@ def template_in(choice: str) -> str:
         raise InputError(f"cannot read chat template {choice}: {error} (or say auto or none)") from error
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str, whose: str = "prompt") -> None:
+    """PromptError for what no tokenizer takes."""
     if not text:
-        raise PromptError("the prompt is empty")
+        raise PromptError(f"the {whose} is empty")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = f"\\u{ord(text[error.start]):04x}"
-        raise PromptError(f"the prompt holds a lone surrogate ({code}) at position {error.start}") from error
+        raise PromptError(f"the {whose} holds a lone surrogate ({code}) at position {error.start}") from error
 
 
 def _texts_of_parts(place: int, content: object) -> list[str]:

@@ -5,8 +5,8 @@ source row --(corpus)--> prompt --(api, engine)--> TucoScore --(corpus)--> a row
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -19,6 +19,37 @@ Messages = list[dict[str, Any]]
 
 PromptInput = str | list[int] | Messages
 """What can be scored: a raw string, token ids as they are, or a chat (through FT's template)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """A sequence for an engine, of which more than the last token's score is read."""
+
+    token_ids: list[int]
+    """Those that the models read: a prompt, and its response without the last token, which they only write."""
+    prompt_tokens: int
+    """How many of them are the prompt's; norms are those of its last one."""
+    trace: bool = False
+    """Whether scores are read from the first token on, and not from the prompt's last."""
+
+    @classmethod
+    def of(cls, prompt: list[int], response: list[int] | None, *, trace: bool = False) -> "ScoredTokens":
+        """A prompt and its response, if it has one."""
+        return cls(prompt + (response or [])[:-1], len(prompt), trace)
+
+    @property
+    def first_row(self) -> int:
+        """The token, counted from 0, from whose row on scores are read."""
+        return 0 if self.trace else self.prompt_tokens - 1
+
+
+class RowScores(NamedTuple):
+    """What an engine says of ``ScoredTokens``."""
+
+    norms: Any
+    """``[L, 7]`` float32, at the prompt's last token."""
+    tucos: Any
+    """``[n]`` float32: TuCo of every row from the first one asked for to the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +78,31 @@ class TucoScore:
     cum_ftc_norms: list[float]
     cosines: list[float | None]
     num_prompt_tokens: int
+    response_token_ids: list[int] | None = None
+    """What ``response_tucos`` are of; both are None where there was no response."""
+    response_tucos: list[float] | None = None
+    """TuCo of the forward pass that produced each token of the response; the first is ``tuco``."""
+    prompt_tucos: list[float] | None = None
+    """TuCo at every token of the prompt; the last is ``tuco``. None unless a trace was asked for."""
+
+    @property
+    def response_tuco(self) -> float | None:
+        """The mean over a response's tokens, if there is one."""
+        tucos = self.response_tucos
+        return None if tucos is None else math.fsum(tucos) / len(tucos)
+
+    @classmethod
+    def of_rows(cls, scored: RowScores, asked: ScoredTokens, response: list[int] | None) -> "TucoScore":
+        """From what an engine says of a prompt and its ``response``, if it has one."""
+        score = cls.from_norms(scored.norms.tolist(), asked.prompt_tokens)
+        tucos, place = scored.tucos.tolist(), asked.prompt_tokens - 1 - asked.first_row
+        tucos[place] = score.tuco  # the same number, not rounded to float32
+        return replace(
+            score,
+            response_token_ids=response,
+            response_tucos=tucos[place:] if response else None,
+            prompt_tucos=tucos[: place + 1] if asked.trace else None,
+        )
 
     @classmethod
     def from_norms(cls, norms_L7: Sequence[Sequence[float]], num_prompt_tokens: int) -> "TucoScore":

@@ -1,8 +1,8 @@
 """What a pair demands of an engine's configuration, before any weight is loaded.
 
 vLLM asks the config class of an architecture (``MODELS_CONFIG_MAP``) when an engine is configured, in the
-process that the user sees. So an option that cannot work is refused there, and an engine that generates gets
-the scheduler and the worker that steering needs, however it was started.
+process that the user sees. So an option that cannot work is refused there, and an engine gets the scheduler
+and the worker that steering or scoring needs, however it was started.
 """
 
 from typing import Any
@@ -13,8 +13,16 @@ from tuco_vllm.config import ROW_DTYPES
 from tuco_vllm.engine.compat import CUDAGraphMode, VllmConfig, breakable_cuda_graphs
 from tuco_vllm.families import Family
 
-SCHEDULER = "tuco_vllm.engine.scheduler.steering_scheduler"
-WORKER = "tuco_vllm.engine.steering_v1.SteeringWorker"
+SCHEDULERS = {
+    "generate": "tuco_vllm.engine.scheduler.steering_scheduler",
+    "pooling": "tuco_vllm.engine.prefix_scheduler.scoring_scheduler",
+}
+"""vLLM's kind of runner -> what it calls in place of a scheduler class."""
+
+WORKERS = {
+    "generate": "tuco_vllm.engine.steering_v1.SteeringWorker",
+    "pooling": "tuco_vllm.engine.scoring_v1.ScoringWorker",
+}
 _LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "dummy")
 _CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -24,14 +32,15 @@ def configure(vllm_config: VllmConfig) -> None:
     if getattr(vllm_config.model_config.hf_config, "tuco_pt", None) is None:
         raise ValueError('no pre-trained model: add "tuco_pt": DIR to hf_overrides, or use tuco_vllm.TucoLLM')
     refuse_unsupported(vllm_config)
-    if vllm_config.model_config.runner_type != "generate":
+    runner = vllm_config.model_config.runner_type
+    if runner not in SCHEDULERS:
         return
     scheduler, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
-    if scheduler.scheduler_cls not in (None, SCHEDULER):
-        raise ValueError(f"TuCo brings its own scheduler, {SCHEDULER}: leave scheduler_cls unset")
-    if parallel.worker_cls not in ("auto", WORKER):
-        raise ValueError(f"TuCo brings its own worker, {WORKER}: leave worker_cls unset")
-    scheduler.scheduler_cls, parallel.worker_cls = SCHEDULER, WORKER
+    if scheduler.scheduler_cls not in (None, SCHEDULERS[runner]):
+        raise ValueError(f"TuCo brings its own scheduler, {SCHEDULERS[runner]}: leave scheduler_cls unset")
+    if parallel.worker_cls not in ("auto", WORKERS[runner]):
+        raise ValueError(f"TuCo brings its own worker, {WORKERS[runner]}: leave worker_cls unset")
+    scheduler.scheduler_cls, parallel.worker_cls = SCHEDULERS[runner], WORKERS[runner]
 
 
 def rows_are_wide(vllm_config: VllmConfig, family: Family) -> bool:

@@ -23,10 +23,10 @@ from tuco_vllm.engine.compat import (
     get_forward_context,
     set_model_tag,
 )
-from tuco_vllm.engine.pair_config import SCHEDULER, refuse_unsupported, rows_are_wide
+from tuco_vllm.engine.pair_config import SCHEDULERS, refuse_unsupported, rows_are_wide
 from tuco_vllm.engine.parent_watch import end_with_parent
-from tuco_vllm.engine.rows import LastRows
 from tuco_vllm.engine.scoring_model import ScoringModel, for_the_next_stage, from_a_stage_before
+from tuco_vllm.engine.scoring_rows import Asked, RowPieces, ScoringRows, rows_asked, rows_of_step
 from tuco_vllm.engine.start_stages import tell
 from tuco_vllm.engine.steering_model import SteeringModel
 from tuco_vllm.engine.steering_rows import SteeringRows
@@ -36,24 +36,37 @@ from tuco_vllm.families import FAMILIES
 
 
 class ContributionPooler(Pooler):
-    """Hands request i the i-th row of what the model returned, as ``[L, 7]`` float32.
+    """Hands each request its rows of what the model returned, float32.
 
-    Stateless: chunked prefill and prefix caching stay on, and a chunk that does not end its prompt gets a
-    row that the runner discards.
+    Of a prompt that is one, ``[L, 7]``: a chunk that does not end its prompt gets a row that the runner
+    discards. Where more are asked for, the request's state keeps them until the last has come
+    (``RowPieces.whole``).
     """
-
-    def __init__(self, num_layers: int) -> None:
-        super().__init__()
-        self.num_layers = num_layers
 
     def get_supported_tasks(self) -> set[Any]:
         """vLLM's name for "numbers of any shape, one tensor a request"."""
         return {"classify"}
 
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor]:
-        """``[T, 7 L]`` -> one ``[L, 7]`` a request."""
-        rows = len(pooling_metadata.pooling_params)
-        return list(hidden_states[:rows].reshape(rows, -1, len(NORM_COLUMNS)))
+        """``[T, 7 L]`` -> a tensor a request."""
+        asked = [rows_asked(params) for params in pooling_metadata.pooling_params]
+        norms_RLN = hidden_states.unflatten(1, (-1, len(NORM_COLUMNS)))
+        if not any(asked):
+            return list(norms_RLN[: len(asked)])
+        cursor = pooling_metadata.pooling_cursor
+        ends, scheduled = cursor.seq_lens_cpu.numpy(), cursor.num_scheduled_tokens_cpu.numpy()
+        counts = rows_of_step(asked, ends - scheduled, scheduled).tolist()
+        chunks = norms_RLN[: sum(counts)].split(counts)
+        states = pooling_metadata.pooling_states
+        return [
+            rows[-1] if wish is None else self._collected(state, rows, int(end), wish)
+            for rows, state, end, wish in zip(chunks, states, ends, asked, strict=True)
+        ]
+
+    def _collected(self, state: Any, norms_RLN: Tensor, end: int, asked: Asked) -> Tensor:
+        pieces = state.__dict__.setdefault("tuco_pieces", RowPieces())
+        pieces.add(norms_RLN, end, asked)
+        return pieces.whole(end, asked)
 
 
 class TucoForCausalLM(nn.Module):
@@ -93,20 +106,21 @@ class TucoForCausalLM(nn.Module):
         if self.scores_prompts:
             wide = rows_are_wide(vllm_config, FAMILIES[pair.ft.architecture])
             vllm_config.additional_config["tuco_wide_rows"] = wide
+            self.rows: Any = ScoringRows(vllm_config)
             self.model = ScoringModel(
                 vllm_config=vllm_config,
                 prefix="model",
                 architecture=architecture,
                 pt_config=pt_config,
                 wide=wide,
+                select=self.rows.select,
             )
-            self.last_rows = LastRows(vllm_config, self.model.rows_layer_name)
-            self.pooler = ContributionPooler(self.model.num_layers)
+            self.pooler = ContributionPooler()
             # What the first forward takes is, where there is anything to compile, compiling.
             self._first = "first step" if vllm_config.model_config.enforce_eager else "compile"
             return
 
-        if vllm_config.scheduler_config.scheduler_cls != SCHEDULER:
+        if vllm_config.scheduler_config.scheduler_cls != SCHEDULERS["generate"]:
             raise ValueError("no scheduler of TuCo's: is tuco in VLLM_PLUGINS?")
         self.stock = ft_model(vllm_config, architecture, prefix)
         self.rows = SteeringRows(vllm_config)
@@ -122,11 +136,11 @@ class TucoForCausalLM(nn.Module):
         self._scores: Tensor | None = None
 
     def get_model_state_cls(self) -> type[Any]:
-        """Runner V2's way to a model's own state: ours where requests steer."""
-        from tuco_vllm.engine.compat import DefaultModelState
+        """Runner V2's way to a model's own state."""
+        from tuco_vllm.engine.scoring_v2 import ScoringModelState
         from tuco_vllm.engine.steering_v2 import SteeringModelState
 
-        return DefaultModelState if self.scores_prompts else SteeringModelState
+        return ScoringModelState if self.scores_prompts else SteeringModelState
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """FT's embeddings, the x_0 of both models."""
@@ -140,16 +154,16 @@ class TucoForCausalLM(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor | IntermediateTensors:
         """Generating: FT's hidden states ``[T, H]``, of each request's steered stream. Scoring: ``[T, 7 L]``
-        float32, row i for request i.
+        float32, the rows of the batch's requests in order.
 
-        A request has at least one token, so the R rows of norms fit; the rest is zeros that nobody reads
+        Rows are tokens, so the R rows of norms fit; the rest is zeros that nobody reads
         (vLLM's runners take for granted that a model returns T rows). A pipeline stage but the last returns
         what the next one needs.
         """
         if not self.scores_prompts:
             return self._generate(input_ids, positions, intermediate_tensors, inputs_embeds)
         num_tokens = positions.shape[-1]
-        rows_R = self.last_rows.of_this_batch(num_tokens)
+        rows_R = self.rows.of_this_batch(num_tokens, self.model.rows_layer_name)
         if self._first:
             tell(self._first)
         norms_RN = self.model(input_ids, positions, rows_R, inputs_embeds, intermediate_tensors)

@@ -1,24 +1,23 @@
-"""Attention for some rows of a batch alone, and which rows a prompt ends on.
+"""Attention for some rows of a batch alone.
 
-At alpha = 1 the pre-trained layers are needed in full only where a score is read: at each request's last
-scheduled token (``steering_rows`` has the rows of requests that steer). Their keys and values, though, are
-needed for all T tokens. So an ``Attention`` module of ours is called with ``q[R]`` but ``k[T], v[T]``: vLLM
-writes K and V through the slot mapping of all T tokens, then runs the backend on
-``query[:num_actual_tokens]`` against the paged cache. All it takes is metadata that describes a batch with
-those queries only, which the builder below derives from the batch's own metadata. The same subclass scheme
-as vLLM's ``create_fast_prefill_custom_backend`` (vllm/v1/attention/backends/utils.py); nothing in the
-runner changes.
+At alpha = 1 the pre-trained layers are needed in full only where a score is read: at a prompt's last token,
+at the tokens of a response (``scoring_rows``; ``steering_rows`` has the rows of requests that steer). Their
+keys and values, though, are needed for all T tokens. So an ``Attention`` module of ours is called with
+``q[R]`` but ``k[T], v[T]``: vLLM writes K and V through the slot mapping of all T tokens, then runs the
+backend on ``query[:num_actual_tokens]`` against the paged cache. All it takes is metadata that describes a
+batch with those queries only, which the builder below derives from the batch's own metadata. The same
+subclass scheme as vLLM's ``create_fast_prefill_custom_backend`` (vllm/v1/attention/backends/utils.py).
 
 A chunk of a prompt that does not end it yields a row too, whose numbers nobody reads: one row is cheaper
 than telling the two apart.
 
 CUDA graphs: what holds and why
 -------------------------------
-Piecewise graphs only. There attention, the cache's update included, runs between the graphs, eagerly and by
-the step's own metadata, so that of the rows a graph holds only their number R. A graph is found by the padded
-number of tokens T; so R is a function of T, and the rows lie in a buffer that stays where it is
-(``LastRows``). It is filled on the stream that the graphs run on: a step scheduled ahead of the one before
-overwrites it only when that one is done.
+Piecewise graphs only, and only for steps with one row a request. There attention, the cache's update
+included, runs between the graphs, eagerly and by the step's own metadata, so that of the rows a graph holds
+only their number R. A graph is found by the padded number of tokens T; so R is a function of T, and the rows
+lie in a buffer that stays where it is (``ScoringRows``). It is filled on the stream that the graphs run on: a
+step scheduled ahead of the one before overwrites it only when that one is done.
 
 Pad rows are -1 and come last. As an index that is the last token, real or pad, and to the kernels it is no
 row; attention stops at ``num_actual_tokens``, the real rows. What a pad row computes from there, stale
@@ -44,9 +43,6 @@ from tuco_vllm.engine.compat import (
     AttentionBackend,
     AttentionCGSupport,
     CommonAttentionMetadata,
-    CUDAGraphMode,
-    VllmConfig,
-    get_forward_context,
     subclass_attention_backend,
 )
 
@@ -101,6 +97,12 @@ def rows_backend(backend: type[AttentionBackend], select: Selection) -> type[Att
     return subclass_attention_backend("TucoRows", backend, RowsBuilder)
 
 
+def rows_in(metadata: Any) -> Tensor:
+    """The rows' indices into T, of metadata that a ``rows_backend`` has built."""
+    rows: Tensor = getattr(metadata, _ROWS)
+    return rows
+
+
 def last_tokens(batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor]:
     """Each request's last token: the selection for scoring prompts."""
     return one_token_queries(batch), batch.query_start_loc[1:] - 1
@@ -119,35 +121,3 @@ def one_token_queries(batch: CommonAttentionMetadata) -> CommonAttentionMetadata
         _num_computed_tokens_cache=None,
         _token_to_req_indices_cache=None,
     )
-
-
-class LastRows:
-    """The rows of the batch that is about to run, in a buffer whose address never changes.
-
-    Piecewise CUDA graphs replay by padded token count, so there R must be a function of it; the pad rows
-    come last, where nobody reads them.
-    """
-
-    def __init__(self, vllm_config: VllmConfig, layer_name: str) -> None:
-        self.max_rows = vllm_config.scheduler_config.max_num_seqs
-        self.layer_name = layer_name
-        self.buffer = torch.zeros(self.max_rows, dtype=torch.long, device=vllm_config.device_config.device)
-
-    def of_this_batch(self, num_tokens: int) -> Tensor:
-        """``[R]`` int64, one row per request in batch order (then pad rows). Call outside compiled code."""
-        context = get_forward_context()
-        metadata = context.attn_metadata
-        if isinstance(metadata, list):
-            raise RuntimeError("TuCo does not run under micro-batching (DBO)")
-        if metadata is None:  # memory profiling and graph capture: no requests, only shapes
-            return self.buffer[: self._padded(num_tokens)].zero_()
-        rows_R = getattr(metadata[self.layer_name], _ROWS)
-        size = len(rows_R)
-        if context.cudagraph_runtime_mode != CUDAGraphMode.NONE:
-            size = max(size, self._padded(num_tokens))
-            self.buffer[len(rows_R) : size].fill_(-1)  # padding, to the kernels
-        self.buffer[: len(rows_R)].copy_(rows_R, non_blocking=True)
-        return self.buffer[:size]
-
-    def _padded(self, num_tokens: int) -> int:
-        return min(self.max_rows, num_tokens)

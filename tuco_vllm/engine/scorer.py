@@ -10,13 +10,16 @@ from torch import Tensor
 from vllm import LLMEngine, PoolingParams
 
 from tuco_vllm.config import ModelPair, expect_row_dtype
+from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.arguments import eager_or_compiled, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
 from tuco_vllm.engine.pair_config import rows_are_wide
+from tuco_vllm.engine.scoring_rows import ASKED
 from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError
 from tuco_vllm.families import FAMILIES
+from tuco_vllm.records import RowScores, ScoredTokens
 
 Key = TypeVar("Key")
 
@@ -66,10 +69,10 @@ class Scorer:
         self.max_num_seqs: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self._params = PoolingParams(task="classify")
         self._next_id = 0
-        self._done: dict[str, Tensor] = {}  # of all streams: a step of one may finish prompts of another
+        self._done: dict[str, Any] = {}  # of all streams: a step of one may finish prompts of another
 
-    def stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, Tensor]]:
-        """Norms ``[L, 7]`` float32 of each prompt, in input order.
+    def stream(self, items: Iterable[tuple[Key, list[int] | ScoredTokens]]) -> Iterator[tuple[Key, Any]]:
+        """Of each prompt's token ids its norms ``[L, 7]`` float32, of ScoredTokens RowScores; in input order.
 
         Pulls lazily: at most ``4 * max_num_seqs`` items are taken from ``items`` and not yet yielded, enough
         that the engine never waits and that a long prompt ahead does not stall it.
@@ -97,19 +100,32 @@ class Scorer:
         finally:
             self._abort([request for request, _ in waiting if done.pop(request, None) is None])
 
-    def submit(self, token_ids: list[int]) -> str:
+    def submit(self, asked: list[int] | ScoredTokens) -> str:
         """Put a prompt into the engine's queue. Returns the request's name; raises EngineError."""
         request = str(self._next_id)
         self._next_id += 1
+        token_ids, params = asked, self._params
+        if isinstance(asked, ScoredTokens):
+            rows = {ASKED: [asked.first_row, asked.prompt_tokens - 1]}
+            token_ids, params = asked.token_ids, PoolingParams(task="classify", extra_kwargs=rows)
         with _deaths():
-            self.engine.add_request(request, tokens_input(token_ids), self._params)
+            self.engine.add_request(request, tokens_input(token_ids), params)
         return request
 
-    def step(self) -> list[tuple[str, Tensor]]:
-        """Let the engine work. Returns finished requests' names and norms ``[L, 7]``; raises EngineError."""
+    def step(self) -> list[tuple[str, Any]]:
+        """Let the engine work. Returns finished requests' names, and what ``stream`` says of each; raises
+        EngineError."""
         with _deaths():
             outputs: list[Any] = self.engine.step()
-        return [(output.request_id, output.outputs.data) for output in outputs if output.finished]
+        return [(output.request_id, self._of(output.outputs.data)) for output in outputs if output.finished]
+
+    def _of(self, data: Tensor) -> Tensor | RowScores:
+        if data.dim() > 1:
+            return data
+        size = self.num_layers * len(NORM_COLUMNS)
+        if len(data) <= size:
+            raise EngineError("the engine has lost rows of a request: please report this")
+        return RowScores(data[:size].view(self.num_layers, -1), data[size:])
 
     def _abort(self, requests: list[str]) -> None:
         if requests:

@@ -11,7 +11,7 @@ stream, keys and values, and on the rows again for their contribution to it.
 With pipeline parallelism a stage has some of the layers. To the next it hands FT's stream and the sums so
 far; the rows each stage finds in its own attention metadata.
 
-Shape suffixes: T tokens of the batch, R rows (one per request), L layers, H hidden size.
+Shape suffixes: T tokens of the batch, R rows (one per prompt, more of a response), L layers, H hidden size.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from tuco_kernels import accumulate_contribution
 
 from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import IntermediateTensors, PPMissingLayer, VllmConfig, support_torch_compile
-from tuco_vllm.engine.rows import last_tokens
+from tuco_vllm.engine.rows import Selection
 from tuco_vllm.engine.rows_projection import Both
 from tuco_vllm.engine.stock_layers import (
     Again,
@@ -44,7 +44,7 @@ class ScoringModel(nn.Module):
     """FT's layers and PT's, interleaved; returns norms instead of hidden states.
 
     ``architecture`` is both models', ``pt_config`` PT's Hugging Face config; FT's is the engine's own.
-    ``wide``: rows are float32, and the model is not.
+    ``wide``: rows are float32, and the model is not. ``select`` says which rows a batch has.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class ScoringModel(nn.Module):
         architecture: str,
         pt_config: Any,
         wide: bool,
+        select: Selection,
     ) -> None:
         super().__init__()
         self.ft = without_head(ft_model(vllm_config, architecture, f"{prefix}.ft"))
@@ -72,12 +73,12 @@ class ScoringModel(nn.Module):
             is_last = index == self.num_layers - 1
             again = None
             if wide and not is_last:
-                again = self.ft_again[str(index)] = rows_again(ft, vllm_config, last_tokens)
+                again = self.ft_again[str(index)] = rows_again(ft, vllm_config, select)
             if is_last:  # past it nothing reads FT's other tokens
-                query_rows(ft, vllm_config, last_tokens, wide)
+                query_rows(ft, vllm_config, select, wide)
             else:
                 keep_rows(ft)
-            self.rows_layer_name = query_rows(pt, vllm_config, last_tokens, wide)
+            self.rows_layer_name = query_rows(pt, vllm_config, select, wide)
             """The engine's name of one layer on rows, whose attention metadata holds them (``rows``)."""
             self.layers.append((index, ft, pt, again))
 

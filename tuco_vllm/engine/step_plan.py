@@ -66,8 +66,8 @@ def plan_step(
     u_starts, s_starts = _starts(length_M), _starts(rows_M)
     logits_starts = _starts(logits)
 
-    rows_in_U = _ranges(u_starts[1:] - rows_M, rows_M)
-    tokens_U = _ranges(starts[requests_M], length_M)
+    rows_in_U = ranges(u_starts[1:] - rows_M, rows_M)
+    tokens_U = ranges(starts[requests_M], length_M)
     return StepPlan(
         requests_M=requests_M,
         tokens_U=tokens_U,
@@ -75,8 +75,8 @@ def plan_step(
         rows_in_U=rows_in_U,
         query_starts=s_starts.astype(np.int32),
         alpha_S=np.repeat(alpha_M, rows_M),
-        scored_in_S=_ranges(s_starts[1:] - logits_M, logits_M),
-        logits_C=_ranges(logits_starts[requests_M], logits_M),
+        scored_in_S=ranges(s_starts[1:] - logits_M, logits_M),
+        logits_C=ranges(logits_starts[requests_M], logits_M),
         num_logits=int(logits_starts[-1]),
     )
 
@@ -86,7 +86,7 @@ def _starts(lengths: Indices) -> Indices:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
 
 
-def _ranges(first: Indices, lengths: Indices) -> Indices:
-    """first [4, 9], lengths [2, 3] -> [4, 5, 9, 10, 11]."""
+def ranges(first: Indices, lengths: Indices) -> Indices:
+    """Where several ranges lie: first [4, 9], lengths [2, 3] -> [4, 5, 9, 10, 11]."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - lengths), lengths)

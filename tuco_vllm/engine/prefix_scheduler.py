@@ -1,0 +1,51 @@
+"""vLLM's scheduler in an engine that scores: a cached prefix ends before the first row that is read.
+
+A row can be read only in the step that computes it, and vLLM would take all blocks of a response that was
+scored before from the cache. So the answers to one prompt share the prompt, and a response's own blocks are
+stored like any others, for who comes after it.
+"""
+
+from typing import Any
+
+from tuco_vllm.engine.compat import AsyncScheduler, Request, Scheduler, VllmConfig
+from tuco_vllm.engine.scoring_rows import rows_asked
+
+
+class _Shorter:
+    """A request that ends with its token at ``last``, to whoever looks for its cached prefix."""
+
+    def __init__(self, request: Request, last: int) -> None:
+        self._request, self.num_tokens = request, last + 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+
+class _Scoring:
+    """Mixed into vLLM's schedulers, whichever runs."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        manager = self.kv_cache_manager
+        stock = manager.get_computed_blocks
+
+        def before_the_first_row(request: Request) -> Any:
+            asked = rows_asked(request.pooling_params)
+            # vLLM computes a request's last token anew, whatever is cached.
+            return stock(request if asked is None else _Shorter(request, asked[0]))
+
+        manager.get_computed_blocks = before_the_first_row
+
+
+class ScoringScheduler(_Scoring, Scheduler):
+    """With vLLM's synchronous scheduler."""
+
+
+class ScoringAsyncScheduler(_Scoring, AsyncScheduler):
+    """With vLLM's asynchronous scheduler."""
+
+
+def scoring_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Any:
+    """The scheduler of an engine; vLLM calls it in place of a class, and has by now decided on async."""
+    scheduler = ScoringAsyncScheduler if vllm_config.scheduler_config.async_scheduling else ScoringScheduler
+    return scheduler(vllm_config=vllm_config, **kwargs)

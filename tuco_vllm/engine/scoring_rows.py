@@ -1,0 +1,160 @@
+"""Which rows of a scoring step are read, and a request's scores put together from its chunks.
+
+Of a prompt that is the last token's row; of a response, or in a trace, the rows from some position on. A row
+is known by its request's own positions, so chunks, cached prefixes and preemption change nothing: a chunk
+brings those of its rows that are read, and a request that starts again brings them again.
+
+Shape suffixes: T tokens of the batch, R rows, L layers, N = 7 norms.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tuco_vllm.decomposition import NORM_COLUMNS
+from tuco_vllm.engine.compat import (
+    CommonAttentionMetadata,
+    CUDAGraphMode,
+    VllmConfig,
+    async_tensor_h2d,
+    get_forward_context,
+)
+from tuco_vllm.engine.rows import last_tokens, rows_in
+from tuco_vllm.engine.step_plan import ranges
+
+ASKED = "tuco_rows"
+"""Of ``PoolingParams.extra_kwargs``: [the first row that is read, the row whose norms are], as positions."""
+
+Asked = tuple[int, int]
+
+
+def rows_asked(params: Any) -> Asked | None:
+    """What a request's PoolingParams ask for beside the last row; None where that is all."""
+    asked = (params.extra_kwargs or {}).get(ASKED)
+    return None if asked is None else (asked[0], asked[1])
+
+
+def rows_of_step(
+    asked: Sequence[Asked | None], computed: NDArray[Any], scheduled: NDArray[Any]
+) -> NDArray[np.int64] | None:
+    """How many rows each request has in a step, its last so many tokens; None where all have one.
+
+    ``computed`` tokens came before the step, ``scheduled`` are in it. A request of which no row is read yet
+    has one all the same, whose numbers nobody reads.
+    """
+    if not any(asked):
+        return None
+    ends = computed.astype(np.int64) + scheduled
+    first = np.array([end - 1 if own is None else own[0] for own, end in zip(asked, ends, strict=True)])
+    return np.clip(ends - first, 1, scheduled)
+
+
+class ScoringRows:
+    """The rows of the batch that is about to run.
+
+    ``counts`` is set by the runner's adapter (``scoring_v1``, ``scoring_v2``) for the step whose metadata is
+    built next: rows of each request, or None for one each. Then they lie in a buffer whose address never
+    changes: piecewise CUDA graphs replay by padded token count, so there R must be a function of it; the pad
+    rows come last, where nobody reads them. With more rows no graph is replayed.
+    """
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        self.max_rows = vllm_config.scheduler_config.max_num_seqs
+        self.device = vllm_config.device_config.device
+        self.buffer = torch.zeros(self.max_rows, dtype=torch.long, device=self.device)
+        self.counts: NDArray[np.int64] | None = None
+
+    def select(self, batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor]:
+        """The batch of these rows (``rows.Selection``)."""
+        if self.counts is None:
+            return last_tokens(batch)
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.counts)]).astype(np.int32)
+        selected = batch.replace(
+            query_start_loc=self._on_device(starts),
+            query_start_loc_cpu=torch.from_numpy(starts),
+            num_actual_tokens=int(starts[-1]),
+            max_query_len=int(self.counts.max()),
+            positions=None,
+            is_prefilling=None,
+            _num_computed_tokens_cache=None,
+            _token_to_req_indices_cache=None,
+        )
+        ends = batch.query_start_loc_cpu.numpy()[1:].astype(np.int64)
+        return selected, self._on_device(ranges(ends - self.counts, self.counts))
+
+    def of_this_batch(self, num_tokens: int, layer_name: str) -> Tensor:
+        """``[R]`` int64, in batch order (then pad rows), as ``layer_name``'s metadata has them. Call outside
+        compiled code."""
+        context: Any = get_forward_context()
+        metadata = context.attn_metadata
+        several, self.counts = self.counts is not None, None  # a dummy run must not find the last step's
+        if isinstance(metadata, list):
+            raise RuntimeError("TuCo does not run under micro-batching (DBO)")
+        if metadata is None:  # memory profiling and graph capture: no requests, only shapes
+            return self._of_no_batch(num_tokens, context.cudagraph_runtime_mode)
+        rows_R = rows_in(metadata[layer_name])
+        if several:
+            context.cudagraph_runtime_mode = CUDAGraphMode.NONE
+            return rows_R.long()
+        size = len(rows_R)
+        if context.cudagraph_runtime_mode != CUDAGraphMode.NONE:
+            size = max(size, self._padded(num_tokens))
+            self.buffer[len(rows_R) : size].fill_(-1)  # padding, to the kernels
+        self.buffer[: len(rows_R)].copy_(rows_R, non_blocking=True)
+        return self.buffer[:size]
+
+    def _of_no_batch(self, num_tokens: int, mode: CUDAGraphMode) -> Tensor:
+        if mode != CUDAGraphMode.NONE:
+            return self.buffer[: self._padded(num_tokens)].zero_()
+        # The dearest step: every row is read. As many rows as tokens, a compiler might take for one size.
+        return torch.zeros(max(num_tokens - 1, 1), dtype=torch.long, device=self.device)
+
+    def _padded(self, num_tokens: int) -> int:
+        return min(self.max_rows, num_tokens)
+
+    def _on_device(self, values: Any) -> Tensor:
+        return async_tensor_h2d(values, device=self.device)
+
+
+class RowPieces:
+    """One request's scores, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self._tucos: dict[int, Tensor] = {}
+        self._norms_LN: Tensor | None = None
+
+    def add(self, norms_RLN: Tensor, end: int, asked: Asked) -> None:
+        """A chunk's rows, of the positions before ``end``."""
+        (first, of_norms), start = asked, end - len(norms_RLN)
+        if end <= first:
+            return  # the row that stands for none
+        # Behind it lies what a preemption took back.
+        self._tucos = {place: tucos for place, tucos in self._tucos.items() if place < start}
+        self._tucos[start] = _tucos(norms_RLN)
+        if start <= of_norms < end:
+            self._norms_LN = norms_RLN[of_norms - start].clone()
+
+    def whole(self, end: int, asked: Asked) -> Tensor:
+        """``[L * N + n]``: the norms of one row, then n scores. Empty if of the rows from the first one asked
+        for to ``end`` any is missing."""
+        place = asked[0]
+        for start, tucos in sorted(self._tucos.items()):
+            if start != place:
+                break
+            place += len(tucos)
+        if place != end or self._norms_LN is None:
+            return torch.empty(0)
+        scores = [self._tucos[start] for start in sorted(self._tucos)]
+        return torch.cat([self._norms_LN.flatten(), *scores])
+
+
+def _tucos(norms_RLN: Tensor) -> Tensor:
+    """``metrics.tuco`` of every row, in its precision."""
+    last_RN = norms_RLN[:, -1].double()
+    ptc_R, ftc_R = (last_RN[:, NORM_COLUMNS.index(name)] for name in ("cum_ptc_norms", "cum_ftc_norms"))
+    total_R = ptc_R + ftc_R
+    return torch.where(total_R != 0.0, ftc_R / total_R, 0.0).float()

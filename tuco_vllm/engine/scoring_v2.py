@@ -1,0 +1,36 @@
+"""Model Runner V2 (the default on GPUs) in an engine that scores: how many rows a step reads."""
+
+from typing import Any
+
+from tuco_vllm.engine.compat import DefaultModelState
+from tuco_vllm.engine.scoring_rows import Asked, rows_asked, rows_of_step
+
+
+class ScoringModelState(DefaultModelState):
+    """Counts each step's rows before its attention metadata is built."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._asked: dict[str, Asked] = {}
+
+    def add_request(self, req_index: int, new_req_data: Any) -> None:
+        """Remember what a new, or resumed, request asks for."""
+        super().add_request(req_index, new_req_data)
+        asked = rows_asked(new_req_data.pooling_params)
+        if asked is not None:
+            self._asked[new_req_data.req_id] = asked
+
+    def remove_request(self, req_id: str) -> None:
+        """Forget it."""
+        super().remove_request(req_id)
+        self._asked.pop(req_id, None)
+
+    def prepare_attn(self, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """Attention metadata, of layers on rows by this step's."""
+        count = input_batch.num_reqs
+        self.model.rows.counts = rows_of_step(
+            [self._asked.get(name) for name in input_batch.req_ids],
+            input_batch.num_computed_tokens_np[:count],
+            input_batch.num_scheduled_tokens[:count],
+        )
+        return super().prepare_attn(input_batch, *args, **kwargs)
