@@ -9,10 +9,11 @@ import tiny_models
 import torch
 from counters import counter
 from torch import Tensor
-from truth import assert_close, true_norms, tuco
+from truth import assert_close, assert_rows_close, true_norms, tuco
 
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.engine.scorer import Scorer
+from tuco_vllm.records import ScoredTokens
 
 
 class ScoringEngine:
@@ -58,6 +59,23 @@ class ScoresAreTrue:
         random.Random(5).shuffle(prompts)
         engine.check(prompts)
 
+    def test_responses_and_traces(self, engine: ScoringEngine) -> None:
+        """Answers to one prompt and to others, beside prompts alone; then again, when all is cached."""
+        [short, long] = tiny_models.prompts(2, seed=8, longest=120)
+        answers = [long[:count] for count in (1, 2, 33, 100)] + [short]
+        asked: list[Any] = [ScoredTokens.of(long, answer) for answer in answers]
+        asked += [
+            ScoredTokens.of(short, answer, trace=trace) for answer in answers for trace in (False, True)
+        ]
+        asked[2:2], asked[7:7] = tiny_models.prompts(2, seed=9), [ScoredTokens.of(long, None, trace=True)]
+        for _ in range(2):
+            found = [scores for _, scores in engine.scorer.stream(enumerate(asked))]
+            for wish, scores in zip(asked, found, strict=True):
+                if isinstance(wish, ScoredTokens):
+                    assert_rows_close(scores, wish, engine.pair, engine.dtype)
+                else:
+                    assert_close(scores[None], engine.pair, [wish], engine.dtype)
+
     def test_streams_side_by_side(self, engine: ScoringEngine) -> None:
         """A step that one of them makes finishes prompts of the other."""
         prompts = tiny_models.prompts(12, seed=7, longest=60)
@@ -93,7 +111,16 @@ def assert_true_when_preempted(pair: tuple[str, str], dtype: str, engine_args: d
         prompts = [prompt for seed in range(12) for prompt in tiny_models.prompts(2, seed=seed)]
         norms = engine.norms(prompts)
         preemptions = counter(engine.scorer.engine, "num_preemptions")
+        halves = [
+            (prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in prompts if prompt[1:]
+        ]
+        asked = [ScoredTokens.of(*halves[place], trace=place % 3 == 0) for place in range(len(halves))]
+        found = [scores for _, scores in engine.scorer.stream(enumerate(asked))]
+        with_responses = counter(engine.scorer.engine, "num_preemptions") - preemptions
     finally:
         engine.scorer.close()
     assert preemptions > 0, "nothing was preempted: this tested nothing"
     assert_close(norms, pair, prompts, dtype)
+    assert with_responses > 0, "no response was preempted: this tested nothing"
+    for wish, scores in zip(asked, found, strict=True):
+        assert_rows_close(scores, wish, pair, dtype)

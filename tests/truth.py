@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.oracle import Oracle
-from tuco_vllm.records import LAYERS
+from tuco_vllm.records import LAYERS, RowScores, ScoredTokens
 
 
 @cache
@@ -65,6 +65,30 @@ def assert_close(norms: Tensor, pair: tuple[str, str], prompts: Sequence[Sequenc
     assert errors.max() <= factor * norm_errors(own, truth).max(), _worst(errors, prompts)
     own_tuco = (tuco(own) - tuco(truth)).abs().max()
     assert tuco_errors.max() <= factor * own_tuco, _worst(tuco_errors, prompts)
+
+
+@cache
+def true_rows(
+    pair: tuple[str, str], token_ids: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """TuCo at every token, by the oracle."""
+    return tuco(oracle(*pair, dtype).steer(token_ids, 1.0)[0])
+
+
+def assert_rows_close(scores: RowScores, asked: ScoredTokens, pair: tuple[str, str], dtype: str) -> None:
+    """The norms at the prompt's end and every row's TuCo are the oracle's."""
+    assert_close(scores.norms[None], pair, [asked.token_ids[: asked.prompt_tokens]], dtype)
+    token_ids = tuple(asked.token_ids)
+    truth = true_rows(pair, token_ids)[asked.first_row :]
+    assert scores.tucos.shape == truth.shape
+    allowed = tolerances.TUCO_FLOAT32
+    if dtype != "float32":
+        own = true_rows(pair, token_ids, getattr(torch, dtype))[asked.first_row :]
+        allowed = tolerances.SIXTEEN_BIT_FACTOR * float((own - truth).abs().max())
+    errors = (scores.tucos.double() - truth).abs()
+    assert errors.max() <= allowed, (
+        f"worst: {errors.max():.3g} at row {int(errors.argmax())} of {len(errors)}"
+    )
 
 
 def _worst(errors: Tensor, prompts: Sequence[Sequence[int]]) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuco_vllm.config import expect_row_dtype, resolve_pair
 from tuco_vllm.errors import InputError
-from tuco_vllm.prompts import PromptEncoder, PromptError, load_tokenizer
+from tuco_vllm.prompt_checks import PromptError
+from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.records import PromptInput, ScoredTokens, TucoScore
 from tuco_vllm.responses import ResponseInput, encode_with_response
 from tuco_vllm.steering import ALPHA, MAX_ALPHA, TUCO, Steering, parse_alpha

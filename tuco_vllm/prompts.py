@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from tuco_vllm.errors import InputError
 from tuco_vllm.long_texts import LongTexts
+from tuco_vllm.prompt_checks import PromptError, check_text, kind_of, texts_of_parts
 from tuco_vllm.records import Messages, PromptInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ON_LONG = ("error", "truncate-left", "truncate-right")
-
-
-class PromptError(InputError):
-    """This prompt cannot be scored; in a corpus it costs its own row only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +194,7 @@ class PromptEncoder:
         content = fields.get("content")
         if content is None and "tool_calls" in fields:
             return fields
-        texts = [content] if isinstance(content, str) else _texts_of_parts(place, content)
+        texts = [content] if isinstance(content, str) else texts_of_parts(place, content)
         parts = [{"type": "text", "text": text} for text in texts]
         return fields | {"content": parts if self._takes_parts else "\n".join(texts)}
 
@@ -258,13 +255,6 @@ class PromptEncoder:
         return ids[: limit - kept] + ids[len(ids) - kept :]
 
 
-def kind_of(value: object) -> str:
-    """A value's kind in the words of JSON, for messages to people."""
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
-    names |= {str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
 def _template_text(tokenizer: PreTrainedTokenizerBase, choice: str) -> str | None:
     if choice == "none":
         return None
@@ -287,27 +277,3 @@ def template_in(choice: str) -> str:
         if isinstance(error, OSError) and any(letter in choice for letter in "{}\n"):
             return choice
         raise InputError(f"cannot read chat template {choice}: {error} (or say auto or none)") from error
-
-
-def check_text(text: str, whose: str = "prompt") -> None:
-    """PromptError for what no tokenizer takes."""
-    if not text:
-        raise PromptError(f"the {whose} is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(text[error.start]):04x}"
-        raise PromptError(f"the {whose} holds a lone surrogate ({code}) at position {error.start}") from error
-
-
-def _texts_of_parts(place: int, content: object) -> list[str]:
-    """The texts of a content that is a list of text parts; PromptError for any other content."""
-    if not isinstance(content, list):
-        raise PromptError(f"message {place}'s content is {kind_of(content)}, not a string or a list of texts")
-    texts = []
-    for part in content:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
-        if not isinstance(text, str):
-            raise PromptError(f"message {place}'s content has a part that is no text: only texts are scored")
-        texts.append(text)
-    return texts

@@ -26,7 +26,7 @@ class ScoredTokens:
     """A sequence for an engine, of which more than the last token's score is read."""
 
     token_ids: list[int]
-    """Those that the models read: a prompt, and its response without the last token, which they only write."""
+    """Those that the models read: a prompt, and a response without its last token, which they only write."""
     prompt_tokens: int
     """How many of them are the prompt's; norms are those of its last one."""
     trace: bool = False

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tuco_vllm.prompts import EncodedPrompt, PromptEncoder, PromptError, WrittenPrompt, check_text, kind_of
+from tuco_vllm.prompt_checks import PromptError, check_text, kind_of
+from tuco_vllm.prompts import EncodedPrompt, PromptEncoder, WrittenPrompt
 from tuco_vllm.records import PromptInput
 
 ResponseInput = str | list[int]
@@ -85,8 +86,8 @@ def _turn_text(encoder: PromptEncoder, turns: Any, answer: dict[str, Any]) -> st
     before, whole = encoder.rendered(turns), encoder.rendered([*turns, answer], generation_prompt=False)
     if not whole.startswith(before):
         raise PromptError(
-            "what the chat template gives for the prompt does not begin what it gives for prompt and response: "
-            "give the response apart, or another template"
+            "what the chat template gives for the prompt does not begin what it gives for prompt and "
+            "response: give the response apart, or another template"
         )
     text, content = whole[len(before) :], answer.get("content")
     end = text.rfind(content) + len(content) if isinstance(content, str) and content in text else 0

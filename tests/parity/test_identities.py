@@ -10,7 +10,7 @@ from truth import oracle
 
 from tuco_vllm import TucoLLM
 from tuco_vllm.errors import InputError
-from tuco_vllm.prompts import PromptError
+from tuco_vllm.prompt_checks import PromptError
 
 ENGINE = {"enforce_eager": True, "max_model_len": tiny_models.MAX_LEN, "kv_cache_memory_bytes": 64 << 20}
 

@@ -10,7 +10,7 @@ from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
 from tuco_vllm.errors import InputError
-from tuco_vllm.prompts import PromptError
+from tuco_vllm.prompt_checks import PromptError
 
 ENGINE = {
     "dtype": "float32",

@@ -9,7 +9,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tuco_vllm.long_texts import LongTexts
-from tuco_vllm.prompts import PromptEncoder, PromptError
+from tuco_vllm.prompt_checks import PromptError
+from tuco_vllm.prompts import PromptEncoder
 
 LIMIT = 40
 LLAMA3 = (

@@ -4,7 +4,8 @@ import pytest
 from fake_scorer import TEMPLATE, byte_level_tokenizer
 
 from tuco_vllm.errors import InputError
-from tuco_vllm.prompts import PromptEncoder, PromptError, kind_of, load_tokenizer
+from tuco_vllm.prompt_checks import PromptError, kind_of
+from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 
 TOKENIZER = byte_level_tokenizer()
 CHAT = [{"role": "user", "content": "hi"}]

@@ -27,7 +27,7 @@ from tuco_vllm.corpus.inputs import InputFile
 from tuco_vllm.corpus.json_text import BrokenJson, array_elements, parse_json
 from tuco_vllm.corpus.unions import fits
 from tuco_vllm.errors import InputError
-from tuco_vllm.prompts import kind_of
+from tuco_vllm.prompt_checks import kind_of
 
 _BOM = b"\xef\xbb\xbf"
 

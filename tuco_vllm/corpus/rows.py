@@ -14,7 +14,7 @@ from tuco_vllm.corpus.inputs import InputFile
 from tuco_vllm.corpus.json_text import parse_json
 from tuco_vllm.corpus.readers import Record, read_records
 from tuco_vllm.errors import InputError
-from tuco_vllm.prompts import kind_of
+from tuco_vllm.prompt_checks import kind_of
 from tuco_vllm.records import PromptInput
 
 

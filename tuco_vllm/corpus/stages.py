@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from tuco_vllm.corpus.chunks import SOURCE_COLUMNS, TOKEN_COLUMNS, join, split
 from tuco_vllm.corpus.feeder import SetAside
-from tuco_vllm.prompts import EncodedPrompt, PromptEncoder, PromptError
+from tuco_vllm.prompt_checks import PromptError
+from tuco_vllm.prompts import EncodedPrompt, PromptEncoder
 from tuco_vllm.records import LAYERS, SCALARS, TucoScore, output_schema
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from tuco_vllm.doctor.pair_checks import shared_tensors, steer_both_ways, stream
 from tuco_vllm.doctor.precision import Precision, compare
 from tuco_vllm.errors import InputError
 from tuco_vllm.oracle import Oracle
-from tuco_vllm.prompts import PromptEncoder, PromptError, load_tokenizer
+from tuco_vllm.prompt_checks import PromptError
+from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 
 SAMPLE_PROMPTS, SAMPLE_TOKENS = 12, 256
 """What is scored of a file: so many of its prompts, evenly spread, and of each so many of its last tokens."""

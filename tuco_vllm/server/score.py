@@ -18,7 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from tuco_vllm.engine.score_feed import Rows
-from tuco_vllm.prompts import PromptEncoder, PromptError
+from tuco_vllm.prompt_checks import PromptError
+from tuco_vllm.prompts import PromptEncoder
 from tuco_vllm.records import LAYERS, TucoScore
 from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import finite_or_null

@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
-from tuco_vllm.prompts import kind_of
+from tuco_vllm.prompt_checks import kind_of
 from tuco_vllm.server.errors import RequestError
 
 _MOST_BYTES = 16 << 20
