@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from tuco_vllm.engine import rows
+from tuco_vllm.engine import scoring_rows
 from tuco_vllm.engine.compat import CUDAGraphMode
-from tuco_vllm.engine.rows import LastRows
+from tuco_vllm.engine.scoring_rows import ScoringRows
 
 MAX_ROWS = 8
 
 
 @pytest.fixture
-def last_rows() -> LastRows:
+def scoring() -> ScoringRows:
     config: Any = SimpleNamespace(
         scheduler_config=SimpleNamespace(max_num_seqs=MAX_ROWS), device_config=SimpleNamespace(device="cpu")
     )
-    return LastRows(config, "layer")
+    return ScoringRows(config)
 
 
 @pytest.fixture
@@ -30,34 +30,34 @@ def step(monkeypatch: pytest.MonkeyPatch):
         context = SimpleNamespace(
             attn_metadata=None if found is None else {"layer": metadata}, cudagraph_runtime_mode=mode
         )
-        monkeypatch.setattr(rows, "get_forward_context", lambda: context)
+        monkeypatch.setattr(scoring_rows, "get_forward_context", lambda: context)
 
     return enter
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 8, 9, 64])
-def test_a_replay_has_as_many_rows_as_its_capture(tokens, last_rows, step) -> None:
+def test_a_replay_has_as_many_rows_as_its_capture(tokens, scoring, step) -> None:
     captured = min(tokens, MAX_ROWS)
     step(None, CUDAGraphMode.PIECEWISE)  # runner V1 captures without metadata
-    assert len(last_rows.of_this_batch(tokens)) == captured
+    assert len(scoring.of_this_batch(tokens, "layer")) == captured
     step(list(range(captured)), CUDAGraphMode.PIECEWISE)  # runner V2 with a dummy batch's
-    assert last_rows.of_this_batch(tokens).tolist() == list(range(captured))
+    assert scoring.of_this_batch(tokens, "layer").tolist() == list(range(captured))
     for count in range(1, captured + 1):
         step([7 * row for row in range(count)], CUDAGraphMode.PIECEWISE)
-        found = last_rows.of_this_batch(tokens)
+        found = scoring.of_this_batch(tokens, "layer")
         assert found.tolist() == [7 * row for row in range(count)] + [-1] * (captured - count)
-        assert found.data_ptr() == last_rows.buffer.data_ptr()
+        assert found.data_ptr() == scoring.buffer.data_ptr()
 
 
-def test_without_a_graph_there_are_no_pad_rows(last_rows, step) -> None:
+def test_without_a_graph_there_are_no_pad_rows(scoring, step) -> None:
     step([3, 4, 5, 6], CUDAGraphMode.PIECEWISE)
-    last_rows.of_this_batch(8)
+    scoring.of_this_batch(8, "layer")
     step([9], CUDAGraphMode.NONE)
-    assert last_rows.of_this_batch(64).tolist() == [9]
+    assert scoring.of_this_batch(64, "layer").tolist() == [9]
 
 
-def test_micro_batches_are_refused(last_rows, monkeypatch) -> None:
+def test_micro_batches_are_refused(scoring, monkeypatch) -> None:
     context = SimpleNamespace(attn_metadata=[{}, {}], cudagraph_runtime_mode=CUDAGraphMode.NONE)
-    monkeypatch.setattr(rows, "get_forward_context", lambda: context)
+    monkeypatch.setattr(scoring_rows, "get_forward_context", lambda: context)
     with pytest.raises(RuntimeError, match="micro-batching"):
-        last_rows.of_this_batch(8)
+        scoring.of_this_batch(8, "layer")

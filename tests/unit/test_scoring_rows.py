@@ -1,0 +1,81 @@
+"""Which rows a step has, and a request's scores put together: chunks, preemption, rows that are missing."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tuco_vllm.engine.scoring_rows import RowPieces, rows_asked, rows_of_step
+
+LAYERS = 2
+
+
+def norms(*positions: int) -> torch.Tensor:
+    """``[R, L, 7]``, each row known by its position: its TuCo is position / 100."""
+    rows = torch.zeros(len(positions), LAYERS, 7)
+    for row, position in enumerate(positions):
+        rows[row] = position
+        rows[row, -1, 2:4] = torch.tensor([100.0 - position, position])
+    return rows
+
+
+def test_what_is_asked_rides_in_the_params():
+    assert rows_asked(SimpleNamespace(extra_kwargs=None)) is None
+    assert rows_asked(SimpleNamespace(extra_kwargs={"other": 1})) is None
+    assert rows_asked(SimpleNamespace(extra_kwargs={"tuco_rows": [3, 5]})) == (3, 5)
+
+
+def test_prompts_alone_have_a_row_each():
+    assert rows_of_step([None, None], np.array([0, 7]), np.array([5, 1])) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "computed", "scheduled", "rows"),
+    [
+        (9, 0, 10, 1),  # a response of one token
+        (4, 0, 10, 6),
+        (0, 0, 10, 10),  # a trace
+        (4, 0, 3, 1),  # a chunk before the first row
+        (4, 0, 4, 1),  # that ends just before it
+        (4, 0, 5, 1),
+        (4, 3, 4, 3),
+        (4, 5, 4, 4),  # a chunk after it
+    ],
+)
+def test_a_chunk_has_the_rows_from_the_first_on(first, computed, scheduled, rows):
+    counts = rows_of_step([(first, first), None], np.array([computed, 2]), np.array([scheduled, 8]))
+    assert counts.tolist() == [rows, 1]
+
+
+def test_chunks_are_put_together():
+    pieces, asked = RowPieces(), (4, 5)
+    pieces.add(norms(3), 4, asked)  # stands for none
+    assert not pieces.whole(4, asked).numel()
+    pieces.add(norms(4, 5), 6, asked)
+    pieces.add(norms(6, 7, 8), 9, asked)
+    whole = pieces.whole(9, asked)
+    assert torch.equal(whole[: LAYERS * 7].view(LAYERS, 7), norms(5)[0])
+    assert whole[LAYERS * 7 :].tolist() == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.08])
+
+
+def test_after_a_preemption_all_come_again_in_other_chunks():
+    pieces, asked = RowPieces(), (4, 4)
+    pieces.add(norms(4, 5), 6, asked)
+    pieces.add(norms(6, 7), 8, asked)
+    pieces.add(norms(4, 5, 6), 7, asked)
+    assert not pieces.whole(8, asked).numel()
+    pieces.add(norms(7), 8, asked)
+    assert pieces.whole(8, asked)[LAYERS * 7 :].tolist() == pytest.approx([0.04, 0.05, 0.06, 0.07])
+
+
+def test_a_missing_row_leaves_nothing():
+    pieces, asked = RowPieces(), (4, 4)
+    pieces.add(norms(6, 7), 8, asked)  # the cache gave what was to be read
+    assert not pieces.whole(8, asked).numel()
+
+
+def test_nothing_over_nothing_is_zero():
+    pieces = RowPieces()
+    pieces.add(torch.zeros(1, LAYERS, 7), 1, (0, 0))
+    assert pieces.whole(1, (0, 0))[-1] == 0.0
