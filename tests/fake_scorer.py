@@ -17,7 +17,7 @@ from tuco_vllm.corpus.feeder import Feeder
 from tuco_vllm.corpus.stages import scored, tokenised
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
-from tuco_vllm.records import TucoScore
+from tuco_vllm.records import RowScores, ScoredTokens, TucoScore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -65,6 +65,17 @@ def fake_norms(token_ids: list[int]) -> list[list[float]]:
     return [[1.0 + digest[7 * layer + column] for column in range(7)] for layer in range(LAYERS)]
 
 
+def fake_rows(asked: ScoredTokens) -> RowScores:
+    """The prompt's norms; of a row its place, as a share, and what was read up to it."""
+    norms = np.array(fake_norms(asked.token_ids[: asked.prompt_tokens]), np.float32)
+    rows = range(asked.first_row, len(asked.token_ids))
+    return RowScores(norms, np.array([fake_tuco(asked.token_ids[: row + 1]) for row in rows], np.float32))
+
+
+def fake_tuco(token_ids: list[int]) -> float:
+    return fake_score(token_ids).tuco
+
+
 def fake_score(token_ids: list[int]) -> TucoScore:
     return TucoScore.from_norms(fake_norms(token_ids), len(token_ids))
 
@@ -91,10 +102,11 @@ class FakeScorer:
         self._window, self._dies_after = window, dies_after
         self.max_num_seqs = window
 
-    def submit(self, token_ids):
+    def submit(self, asked):
+        token_ids = asked.token_ids if isinstance(asked, ScoredTokens) else asked
         assert 0 < len(token_ids) <= self.max_model_len
         self._names += 1
-        self._queue.append((str(self._names), token_ids))
+        self._queue.append((str(self._names), asked))
         return str(self._names)
 
     def step(self):
@@ -102,7 +114,10 @@ class FakeScorer:
             raise EngineError("the engine died")
         now = [self._queue.popleft() for _ in range(min(self._window, len(self._queue)))]
         self.scored += len(now)
-        return [(name, np.array(fake_norms(ids))) for name, ids in now]
+        return [
+            (name, fake_rows(asked) if isinstance(asked, ScoredTokens) else np.array(fake_norms(asked)))
+            for name, asked in now
+        ]
 
     def close(self):
         pass
@@ -143,7 +158,8 @@ class LocalPipeline:
     def scored(self, source):
         encoder = self._job.encoder(self.tokenizer, None)
         encoder.max_model_len = self._scorer.max_model_len
-        first, columns = source.skip, {"layers": self._job.layers, "prompt": self._job.prompt}
+        first = source.skip
+        columns = {"layers": self._job.layers, "prompt": self._job.prompt, "trace": self._job.trace}
         for chunk in source.chunks():
             table = scored(tokenised(chunk, encoder), self._feeder, **columns)
             yield ScoredChunk(first, table, 0, "here:1", 1, self._feeder.busy_seconds, 0.001)

@@ -9,8 +9,8 @@ from tuco_vllm.config import expect_row_dtype, resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
-from tuco_vllm.records import PromptInput, ScoredTokens, TucoScore
-from tuco_vllm.responses import ResponseInput, encode_with_response
+from tuco_vllm.records import PromptInput, ResponseInput, ScoredTokens, TucoScore
+from tuco_vllm.responses import encode_with_response
 from tuco_vllm.steering import ALPHA, MAX_ALPHA, TUCO, Steering, parse_alpha
 
 if TYPE_CHECKING:
@@ -124,14 +124,8 @@ class TucoLLM:
             ScoredTokens.of(prompt, answer, trace=trace) if answer or trace else prompt
             for prompt, answer in encoded
         ]
-        scores = []
-        for place, scored in self._engine.stream(enumerate(items)):
-            (prompt, answer), asked = encoded[place], items[place]
-            if isinstance(asked, ScoredTokens):
-                scores.append(TucoScore.of_rows(scored, asked, answer))
-            else:
-                scores.append(TucoScore.from_norms(scored.tolist(), len(prompt)))
-        return scores
+        stream = self._engine.stream(enumerate(items))
+        return [TucoScore.of(scored, items[place], encoded[place][1]) for place, scored in stream]
 
     def score_stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, TucoScore]]:
         """Score (key, token ids) pairs as they come, in input order, with a bounded number in flight."""

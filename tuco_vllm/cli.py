@@ -111,12 +111,16 @@ def _score_job(arguments: argparse.Namespace) -> "ScoreJob":
     from tuco_vllm.corpus.columns import Columns
     from tuco_vllm.corpus.run import ScoreJob
 
-    messages = None if arguments.messages_column == "none" else arguments.messages_column
+    messages, response = (
+        None if name == "none" else name for name in (arguments.messages_column, arguments.response_column)
+    )
     return ScoreJob(
         inputs=tuple(arguments.inputs),
         out=arguments.out,
         file_format=arguments.format,
-        columns=Columns(arguments.prompt_column, messages, arguments.id_column),
+        columns=Columns(
+            arguments.prompt_column, messages, arguments.id_column, response, score=arguments.score
+        ),
         chat_template=arguments.chat_template,
         system_prompt=arguments.system_prompt,
         on_long=arguments.on_long,
@@ -126,6 +130,7 @@ def _score_job(arguments: argparse.Namespace) -> "ScoreJob":
         limit=arguments.limit,
         layers=not arguments.no_layers,
         prompt=not arguments.no_prompt,
+        trace=arguments.trace,
         rows_per_file=arguments.rows_per_file,
         overwrite=arguments.overwrite,
         trust_remote_code=arguments.trust_remote_code,
@@ -191,7 +196,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show tracebacks and vLLM's log")
         return sub
 
-    _add_score_options(command("score", _score, "Score prompts in files; Parquet out. Resumes by itself."))
+    _add_score_options(
+        command("score", _score, "Score prompts and responses in files; Parquet out. Resumes by itself.")
+    )
     _add_serve_options(command("serve", _serve, "Serve vLLM's OpenAI API with alpha and TuCo in it."))
     status = command("status", _status, "How far a running or finished tuco score is.")
     status.add_argument("directory", type=_directory, metavar="DIR", help="its --out")
@@ -217,6 +224,11 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=formats, default="auto", help="default: by extension")
     add("--prompt-column", default="prompt", metavar="NAME", help="default: %(default)s")
     add("--messages-column", default="messages", metavar="NAME|none", help="chats; they win over the prompt")
+    response = "what follows the prompt; in chats it may be the assistant turn at the end"
+    add("--response-column", default="response", metavar="NAME|none", help=response)
+    what = "responses too, where rows have some; prompts alone; responses, without which a row is an error"
+    add("--score", choices=("auto", "prompt", "response"), default="auto", help=what)
+    add("--trace", action="store_true", help="also the score at every token of the prompts")
     add("--id-column", metavar="NAME", help="default: ids are PATH:RECORD_NUMBER")
     add("--chat-template", default="auto", metavar="auto|none|FILE", help="FILE also wraps plain prompts")
     add("--system-prompt", metavar="TEXT", help="wraps plain prompts in the chat template, after this")
@@ -226,7 +238,7 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     rows = "what 16-bit models' scores are computed in; default: float32 where a family allows it"
     add("--row-dtype", choices=("auto", "float32", "model"), default="auto", help=rows)
     add("--no-layers", action="store_true", help="leave out the per-layer norms")
-    add("--no-prompt", action="store_true", help="leave out the prompts")
+    add("--no-prompt", action="store_true", help="leave out the prompts' and responses' texts")
     add("--limit", type=_positive, metavar="ROWS", help="score only the first rows")
     add("--engines", type=_positive, default=1, metavar="N", help="engines side by side, on Ray")
     add("--tensor-parallel-size", type=_positive, metavar="N", help="GPUs (or CPU ranks) of each engine")

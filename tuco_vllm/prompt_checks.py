@@ -36,3 +36,9 @@ def texts_of_parts(place: int, content: object) -> list[str]:
             raise PromptError(f"message {place}'s content has a part that is no text: only texts are scored")
         texts.append(text)
     return texts
+
+
+def ends_with_assistant(prompt: object) -> bool:
+    """Whether a prompt is a chat that ends with an assistant turn."""
+    last = prompt[-1] if isinstance(prompt, list) and prompt else None
+    return isinstance(last, dict) and last.get("role") == "assistant"

@@ -20,6 +20,9 @@ Messages = list[dict[str, Any]]
 PromptInput = str | list[int] | Messages
 """What can be scored: a raw string, token ids as they are, or a chat (through FT's template)."""
 
+ResponseInput = str | list[int]
+"""What may follow a prompt: a text, which gets no end token, or token ids."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredTokens:
@@ -86,14 +89,27 @@ class TucoScore:
     """TuCo at every token of the prompt; the last is ``tuco``. None unless a trace was asked for."""
 
     @property
+    def response_tokens(self) -> int | None:
+        """How many tokens a response has, if there is one."""
+        return None if self.response_token_ids is None else len(self.response_token_ids)
+
+    @property
     def response_tuco(self) -> float | None:
         """The mean over a response's tokens, if there is one."""
         tucos = self.response_tucos
         return None if tucos is None else math.fsum(tucos) / len(tucos)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no number overflowed."""
+        return all(map(math.isfinite, (self.tuco, *(self.response_tucos or ()), *(self.prompt_tucos or ()))))
+
     @classmethod
-    def of_rows(cls, scored: RowScores, asked: ScoredTokens, response: list[int] | None) -> "TucoScore":
-        """From what an engine says of a prompt and its ``response``, if it has one."""
+    def of(cls, scored: Any, asked: list[int] | ScoredTokens, response: list[int] | None) -> "TucoScore":
+        """From what an engine says of what it was asked: norms ``[L, 7]`` of a prompt's token ids, RowScores
+        of ScoredTokens, with the ``response`` in them, if there is one."""
+        if not isinstance(asked, ScoredTokens):
+            return cls.from_norms(scored.tolist(), len(asked))
         score = cls.from_norms(scored.norms.tolist(), asked.prompt_tokens)
         tucos, place = scored.tucos.tolist(), asked.prompt_tokens - 1 - asked.first_row
         tucos[place] = score.tuco  # the same number, not rounded to float32
@@ -137,8 +153,13 @@ SCALARS = (
 LAYERS = ("ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms", "cosines")
 
 
-def output_schema(*, layers: bool = True, prompt: bool = True) -> pa.Schema:
-    """The fixed columns of an output file, in order; the input's other columns follow them."""
+def output_schema(
+    *, layers: bool = True, prompt: bool = True, responses: bool = False, trace: bool = False
+) -> pa.Schema:
+    """The fixed columns of an output file, in order; the input's other columns follow them.
+
+    Without ``prompt`` the texts of prompts and responses are left out.
+    """
     columns = [pa.field("id", pa.string(), nullable=False)]
     if prompt:
         columns.append(pa.field("prompt", pa.string()))
@@ -146,6 +167,13 @@ def output_schema(*, layers: bool = True, prompt: bool = True) -> pa.Schema:
     columns += [pa.field(name, pa.float64()) for name in SCALARS]
     if layers:
         columns += [pa.field(name, pa.list_(pa.float32())) for name in LAYERS]
+    if responses:
+        columns += [pa.field("response", pa.string())] if prompt else []
+        columns += [pa.field("response_tokens", pa.int32()), pa.field("response_tuco", pa.float64())]
+        columns.append(pa.field("response_tucos", pa.list_(pa.float32())))
+        columns.append(pa.field("response_token_ids", pa.list_(pa.int32())))
+    if trace:
+        columns.append(pa.field("prompt_tucos", pa.list_(pa.float32())))
     columns.append(pa.field("error", pa.string()))
     return pa.schema(columns)
 

@@ -11,12 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tuco_vllm.prompt_checks import PromptError, check_text, kind_of
+from tuco_vllm.prompt_checks import PromptError, check_text, ends_with_assistant, kind_of
 from tuco_vllm.prompts import EncodedPrompt, PromptEncoder, WrittenPrompt
-from tuco_vllm.records import PromptInput
-
-ResponseInput = str | list[int]
-"""A text, without an end token of its own, or token ids."""
+from tuco_vllm.records import PromptInput, ResponseInput
 
 _LONG_PROMPT = 1 << 20
 """Characters. A prompt that is cut to fit, and longer than this, is not tokenised a second time, with its
@@ -61,12 +58,6 @@ def encode_with_response(
                 "prompt and response are too long: a prompt before a response is cut on its left"
             )
     return encoded, followed
-
-
-def ends_with_assistant(prompt: object) -> bool:
-    """Whether a prompt is a chat that ends with an assistant turn."""
-    last = prompt[-1] if isinstance(prompt, list) and prompt else None
-    return isinstance(last, dict) and last.get("role") == "assistant"
 
 
 def _last_turn(prompt: PromptInput) -> tuple[PromptInput, dict[str, Any] | None]:

@@ -20,7 +20,7 @@ def test_a_row_whose_norms_overflowed_has_an_error_and_no_score(bad) -> None:
             return norms
 
     nothing = [None] * 3
-    columns = (["0", "1", "2"], ["a", "b", "c"], nothing, nothing)
+    columns = (["0", "1", "2"], ["a", "b", "c"], nothing, nothing, nothing)
     chunk = pa.table([pa.array(column, pa.string()) for column in columns], names=SOURCE_COLUMNS)
     table = scored(tokenised(chunk, PromptEncoder(byte_level_tokenizer())), Overflowing())
     assert [error is None for error in table["error"].to_pylist()] == [True, False, True]

@@ -32,6 +32,8 @@ def scored(*numbers, templated=False, **columns):
         [f"r{n}" for n in numbers],
         [f"p{n}" for n in numbers],
         [[n] for n in numbers],
+        pa.nulls(len(numbers), pa.string()),
+        pa.nulls(len(numbers), pa.list_(pa.int32())),
         [templated] * len(numbers),
         pa.nulls(len(numbers), pa.string()),
     ]
@@ -39,7 +41,8 @@ def scored(*numbers, templated=False, **columns):
 
 
 def failed(number, error="no good"):
-    values = [[f"r{number}"], pa.nulls(1, pa.string()), pa.nulls(1, pa.list_(pa.int32())), [False], [error]]
+    text, ids = pa.nulls(1, pa.string()), pa.nulls(1, pa.list_(pa.int32()))
+    values = [[f"r{number}"], text, ids, text, ids, [False], [error]]
     return scored_chunk(pa.table(values, names=TOKEN_COLUMNS), Scores())
 
 

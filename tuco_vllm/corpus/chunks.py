@@ -1,8 +1,9 @@
 """Chunks: the Arrow tables, up to some thousand rows each, in which a corpus goes through the pipeline.
 
-source chunk   id, prompt, messages (JSON text), error, then the input's other columns
-token chunk    id, prompt, token_ids, templated, error, then the input's other columns
-scored chunk   templated, set_aside (whether engines died on the row), then the columns of an output file
+source chunk   id, prompt, messages and response (JSON text), error, then the input's other columns
+token chunk    id, prompt, token_ids, response, response_ids, templated, error, then the other columns
+scored chunk   templated, set_aside (whether engines died on the row), then the columns of an output file, with
+               those of responses (the writer leaves them out where there are none)
 
 Their own columns come first and are taken by place: an input column may have any name.
 
@@ -28,8 +29,8 @@ CHUNK_CHARACTERS = 1 << 17
 bytes): some 30,000 tokens, a second of an H200 and a pair of 8B models. More would move the progress line and
 balance engines less often, less would make the driver pay Ray's milliseconds for each chunk more often."""
 
-SOURCE_COLUMNS = ("id", "prompt", "messages", "error")
-TOKEN_COLUMNS = ("id", "prompt", "token_ids", "templated", "error")
+SOURCE_COLUMNS = ("id", "prompt", "messages", "response", "error")
+TOKEN_COLUMNS = ("id", "prompt", "token_ids", "response", "response_ids", "templated", "error")
 SCORED_COLUMNS = ("templated", "set_aside")
 
 
@@ -65,6 +66,7 @@ class Source:
                 json.dumps(row.prompt, default=as_text) if chat else None
                 for row, chat in zip(rows, chats, strict=True)
             ],
+            "response": [None if row.response is None else json.dumps(row.response) for row in rows],
             "error": [row.error for row in rows],
         }
         own = {name: pa.array(columns[name], pa.string()) for name in SOURCE_COLUMNS}

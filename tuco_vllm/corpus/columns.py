@@ -24,9 +24,11 @@ from typing import Any
 import pyarrow as pa
 
 from tuco_vllm.corpus.inputs import InputFile
-from tuco_vllm.corpus.readers import parquet_column_fits, parquet_layout, read_records
+from tuco_vllm.corpus.json_text import parse_json
+from tuco_vllm.corpus.readers import parquet_column, parquet_column_fits, parquet_layout, read_records
 from tuco_vllm.corpus.unions import holds_all, union
 from tuco_vllm.errors import InputError
+from tuco_vllm.prompt_checks import ends_with_assistant
 from tuco_vllm.records import output_schema
 
 MOST_COLUMNS = 1000
@@ -48,6 +50,9 @@ _TYPES = (  # the first whose kinds cover all that a column holds
 )
 
 
+SCORE = ("auto", "prompt", "response")
+
+
 @dataclass(frozen=True)
 class Columns:
     """The names of the input columns that are scored and that identify rows."""
@@ -56,11 +61,17 @@ class Columns:
     messages: str | None = "messages"
     """None scores prompts also where there are chats."""
     id: str | None = None
+    response: str | None = "response"
+    """None leaves it out, if there is such a column."""
+    score: str = "auto"
+    """One of ``SCORE``: responses where there are any, prompts only, or responses, and a row without one is
+    an error."""
 
     @property
     def asked_for(self) -> frozenset[str | None]:
-        """All three names."""
-        return frozenset((self.prompt, self.messages, self.id))
+        """All these names."""
+        response = None if self.score == "prompt" else self.response
+        return frozenset((self.prompt, self.messages, self.id, response))
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,8 @@ class Survey:
 
     rows: int
     extras: tuple[ExtraColumn, ...]
+    responses: bool
+    """Whether rows have responses, or some may."""
 
 
 @dataclass
@@ -117,7 +130,7 @@ class _Found:
 
 def survey(files: Sequence[InputFile], columns: Columns, limit: int | None = None) -> Survey:
     """Read the first ``limit`` rows' columns. Raises InputError where a file lacks the columns asked for."""
-    rows = 0
+    rows, turns = 0, False
     found, asked_for = _Found(columns), columns.asked_for
     for file in files:
         left = None if limit is None else limit - rows
@@ -130,9 +143,13 @@ def survey(files: Sequence[InputFile], columns: Columns, limit: int | None = Non
                 if (column := found.column(each.name)) is not None:
                     arrow = each.type.value_type if pa.types.is_dictionary(each.type) else each.type
                     column.types.setdefault(arrow, []).append(file)
+            if columns.messages in seen and columns.score != "prompt" and not turns:
+                chats = (batch.to_pylist() for batch in parquet_column(file, columns.messages))
+                turns = any(ends_with_response(chat) for batch in chats for chat in batch)
         else:
             for record in islice(read_records(file, prompt_column=columns.prompt), left):
                 rows += 1
+                turns = turns or ends_with_response(record.columns.get(columns.messages))
                 for name, value in record.columns.items():
                     if (column := found.column(name)) is not None:
                         column.kinds.update(_kinds_of(value))
@@ -142,8 +159,12 @@ def survey(files: Sequence[InputFile], columns: Columns, limit: int | None = Non
             _check(file, columns, seen)
     # A corpus with chats may carry an unused prompt column: that one is not lost.
     scored = {columns.id, columns.messages if columns.messages in found.columns else columns.prompt}
+    responses = False
+    if columns.score != "prompt":
+        scored.add(columns.response)
+        responses = turns or columns.response in found.columns or columns.score == "response"
     passed = {name: _type_of(name, each) for name, each in found.columns.items() if name not in scored}
-    return Survey(rows, tuple(_extras(passed, found.has_others)))
+    return Survey(rows, tuple(_extras(passed, found.has_others, responses)), responses)
 
 
 def _check(file: InputFile, columns: Columns, seen: Iterable[str]) -> None:
@@ -154,6 +175,7 @@ def _check(file: InputFile, columns: Columns, seen: Iterable[str]) -> None:
         wanted = " or ".join(repr(name) for name in (columns.prompt, columns.messages) if name is not None)
         raise InputError(f"no column {wanted}: {has}; name one with --prompt-column or --messages-column")
     asked = [(columns.prompt, Columns.prompt, "prompt"), (columns.messages, Columns.messages, "messages")]
+    asked.append((columns.response, Columns.response, "response"))
     for name, default, option in [*asked, (columns.id, None, "id")]:
         if name not in (None, default, *names):
             raise InputError(f"no column {name!r} (--{option}-column): {has}")
@@ -175,8 +197,20 @@ def _type_of(name: str, column: _Column) -> pa.DataType | None:
     return pa.string() if united == pa.null() else united
 
 
-def _extras(passed: Mapping[str, pa.DataType | None], has_others: bool) -> Iterator[ExtraColumn]:
-    taken = {*output_schema().names}
+def ends_with_response(messages: Any) -> bool:
+    """Whether a row's messages, JSON text or not, end with an assistant turn."""
+    if isinstance(messages, str):
+        try:
+            messages = parse_json(messages)
+        except ValueError:
+            return False
+    return ends_with_assistant(messages)
+
+
+def _extras(
+    passed: Mapping[str, pa.DataType | None], has_others: bool, responses: bool
+) -> Iterator[ExtraColumn]:
+    taken = {*output_schema(responses=responses, trace=True).names}
     sources: list[tuple[str | None, pa.DataType | None]] = [*passed.items()]
     for source, arrow in [*sources, (None, None)] if has_others else sources:
         name = OTHERS if source is None else source

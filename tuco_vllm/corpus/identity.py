@@ -4,9 +4,11 @@ Not the engine's parallelism, nor how rows are cut into files: those may change 
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tuco_vllm.config import ModelPair
+from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.corpus.inputs import InputFile
 from tuco_vllm.records import SCHEMA_VERSION
 
@@ -23,6 +25,12 @@ def job_identity(files: Sequence[InputFile], pair: ModelPair, settings: dict[str
         **settings,
         "inputs": [[file.path, file.format, file.size, file.mtime_ns, file.version] for file in files],
     }
+
+
+def without_responses(old: Identity, schema_version: str) -> Identity:
+    """The identity of a job that began before there were responses, as it would be written now."""
+    columns = {**asdict(Columns()), **old.get("columns", {})}
+    return {**old, "columns": columns, "trace": False, "schema_version": schema_version}
 
 
 def difference(old: Identity, new: Identity) -> str | None:

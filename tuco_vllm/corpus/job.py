@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tuco_vllm.corpus.identity import Identity, difference
+from tuco_vllm.corpus.identity import Identity, difference, without_responses
 from tuco_vllm.corpus.publish import hidden, remove, write_whole
 from tuco_vllm.errors import InputError
 from tuco_vllm.records import PART, STATE, SUCCESS
@@ -67,7 +67,7 @@ class JobDirectory:
                     f"{self.out} holds a half-done run of an earlier version, whose files have fewer "
                     "columns: start anew with --overwrite"
                 )
-            old = {**old, "schema_version": identity["schema_version"]}  # still a table of the same scores
+            old = without_responses(old, identity["schema_version"])  # still a table of the same scores
         differs = difference(old, identity)
         if differs is not None:
             raise InputError(

@@ -64,7 +64,7 @@ class Pipeline:
         start_engine: picklable; starts an engine (an ``engine.scorer.Scorer``) in the process that calls it,
             given its place among the engines of its machine, and their number.
         make_encoder: picklable; makes the prompts' encoder, in the process that calls it.
-        layers, prompt: whether the output has those columns.
+        layers, prompt, trace: whether the output has those columns.
 
     Entering it raises InputError where the cluster cannot be reached or has no room for so many engines.
     """
@@ -77,10 +77,11 @@ class Pipeline:
         *,
         layers: bool = True,
         prompt: bool = True,
+        trace: bool = False,
     ) -> None:
         self._cluster = cluster
         self._start_engine, self._make_encoder = start_engine, make_encoder
-        self._columns = {"layers": layers, "prompt": prompt}
+        self._columns = {"layers": layers, "prompt": prompt, "trace": trace}
         self._exits = ExitStack()
         self._scoring: Generator[ScoredChunk, None, None] | None = None
         self._states: dict[int, str] = {}
@@ -182,6 +183,7 @@ def pipeline_of(job: ScoreJob, pair: ModelPair, cluster: Cluster, engine_args: d
         partial(_make_encoder, job, pair),
         layers=job.layers,
         prompt=job.prompt,
+        trace=job.trace,
     )
 
 

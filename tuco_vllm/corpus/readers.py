@@ -73,9 +73,14 @@ def parquet_layout(file: InputFile) -> tuple[int, pa.Schema]:
 
 def parquet_column_fits(file: InputFile, name: str, target: pa.DataType) -> bool:
     """Whether all values of a Parquet file's column can be cast to ``target`` unchanged: they are read."""
+    return all(fits(column, target) for column in parquet_column(file, name))
+
+
+def parquet_column(file: InputFile, name: str) -> Iterator[pa.Array]:
+    """A column's values, some at a time."""
     with _named(file), _parquet_file(file) as parquet:
-        batches = parquet.iter_batches(batch_size=1024, columns=[name])
-        return all(fits(batch.column(name), target) for batch in batches)
+        for batch in parquet.iter_batches(batch_size=1024, columns=[name]):
+            yield batch.column(name)
 
 
 @contextmanager

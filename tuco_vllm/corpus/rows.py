@@ -14,8 +14,8 @@ from tuco_vllm.corpus.inputs import InputFile
 from tuco_vllm.corpus.json_text import parse_json
 from tuco_vllm.corpus.readers import Record, read_records
 from tuco_vllm.errors import InputError
-from tuco_vllm.prompt_checks import kind_of
-from tuco_vllm.records import PromptInput
+from tuco_vllm.prompt_checks import ends_with_assistant, kind_of
+from tuco_vllm.records import PromptInput, ResponseInput
 
 
 @dataclass(slots=True)
@@ -25,13 +25,15 @@ class SourceRow:
     id: str
     prompt: PromptInput | None
     error: str | None
+    response: ResponseInput | None
+    """None where there is none, or where it is the turn that ends the prompt."""
     extra: dict[str | None, Any]
     """The columns that are passed through, by their ``source``."""
 
     @property
     def size(self) -> int:
         """Its characters or bytes in a chunk, about: what bounds a chunk."""
-        return _size(self.prompt) + sum(map(_size, self.extra.values()))
+        return _size(self.prompt) + _size(self.response) + sum(map(_size, self.extra.values()))
 
 
 def source_rows(
@@ -63,17 +65,23 @@ def _source_row(
     if None in passed:
         others = record.columns.keys() - passed - columns.asked_for
         extra[None] = {name: each for name, each in record.columns.items() if name in others} or None
-    row_id, prompt, error = default_id, None, record.error
+    row_id, prompt, response, error = default_id, None, None, record.error
     try:
         own_id = _plain(record.columns.get(columns.id)) if columns.id is not None else None
         if own_id is not None:
             is_json = isinstance(own_id, (int, float, list, dict))
             row_id = json.dumps(own_id, default=as_text) if is_json else as_text(own_id)
         prompt, fault = _prompt(record, columns)
+        if columns.score != "prompt":
+            response, other = _response(record, columns, prompt)
+            fault = fault or other
+        elif ends_with_assistant(prompt):
+            prompt = prompt[:-1] or None  # type: ignore[index]
+            fault = fault or (None if prompt else "the chat is an assistant turn alone: there is no prompt")
         error = error or fault
     except (ValueError, OverflowError) as broken:  # Parquet also holds bad UTF-8, and the year 10000
         error = error or f"unreadable value: {broken}"
-    return SourceRow(row_id, prompt, error, extra)
+    return SourceRow(row_id, prompt, error, response, extra)
 
 
 def _prompt(record: Record, columns: Columns) -> tuple[PromptInput | None, str | None]:
@@ -87,6 +95,21 @@ def _prompt(record: Record, columns: Columns) -> tuple[PromptInput | None, str |
     if isinstance(prompt, str):
         return prompt, None
     return None, f"the prompt is {kind_of(prompt)}, not a string"
+
+
+def _response(
+    record: Record, columns: Columns, prompt: PromptInput | None
+) -> tuple[ResponseInput | None, str | None]:
+    """What follows the prompt, None where a row has nothing, and what is wrong with it."""
+    response = None if columns.response is None else _plain(record.columns.get(columns.response))
+    if response is None:
+        missing = columns.score == "response" and not ends_with_assistant(prompt)
+        return None, "the row has no response" if missing else None
+    if isinstance(response, str):
+        return response, None
+    if isinstance(response, list) and all(isinstance(token, int) for token in response):
+        return response, None
+    return None, f"the response is {kind_of(response)}, not a string or token ids"
 
 
 def _messages(messages: Any) -> tuple[PromptInput | None, str | None]:

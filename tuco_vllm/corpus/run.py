@@ -71,6 +71,7 @@ class ScoreJob:
     limit: int | None = None
     layers: bool = True
     prompt: bool = True
+    trace: bool = False
     rows_per_file: int = 10_000
     overwrite: bool = False
     trust_remote_code: bool = False
@@ -100,6 +101,7 @@ class ScoreJob:
             "limit": self.limit,
             "layers": self.layers,
             "prompt": self.prompt,
+            "trace": self.trace,
         }
 
 
@@ -161,8 +163,8 @@ def _score_files(
 def _tokens_left(source: Source, rows: int) -> int:
     """About how many tokens the rows after ``source.skip`` have: as those that the corpus begins with."""
     first = next(replace(source, skip=0).chunks())
-    prompts, chats = first.columns[1:3]
-    size = sum(pc.sum(pc.binary_length(texts)).as_py() or 0 for texts in (prompts, chats))
+    prompts_chats_responses = first.columns[1:4]
+    size = sum(pc.sum(pc.binary_length(texts)).as_py() or 0 for texts in prompts_chats_responses)
     return round(size / first.num_rows * (rows - source.skip) / _BYTES_A_TOKEN)
 
 
@@ -191,6 +193,8 @@ class _Run:
             first_part=len(directory.parts()),
             layers=job.layers,
             prompt=job.prompt,
+            responses=content.responses,
+            trace=job.trace,
         )
 
     def write(

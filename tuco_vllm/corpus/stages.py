@@ -3,7 +3,6 @@
 from __future__ import annotations  # torch's types below are for the checker only
 
 import json
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,11 +12,15 @@ from tuco_vllm.corpus.chunks import SOURCE_COLUMNS, TOKEN_COLUMNS, join, split
 from tuco_vllm.corpus.feeder import SetAside
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import EncodedPrompt, PromptEncoder
-from tuco_vllm.records import LAYERS, SCALARS, TucoScore, output_schema
+from tuco_vllm.records import RowScores, ScoredTokens, TucoScore, output_schema
+from tuco_vllm.responses import encode_with_response
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+_ATTRIBUTES = {"prompt_tokens": "num_prompt_tokens"}
+"""A column whose name is another than its field's of a TucoScore."""
 
 NOT_FINITE = (
     "its norms are not finite: a model overflowed (score in a --dtype of a larger range) or has such weights"
@@ -27,63 +30,74 @@ NOT_FINITE = (
 class Scores(Protocol):
     """Whatever scores many prompts: ``feeder.Feeder``."""
 
-    def score(self, prompts: Sequence[list[int]]) -> Sequence[Tensor | str]:
-        """Norms ``[L, 7]`` of each prompt of token ids, or the reason why there are none."""
+    def score(self, prompts: Sequence[list[int] | ScoredTokens]) -> Sequence[Tensor | RowScores | str]:
+        """Norms ``[L, 7]`` of each prompt of token ids, RowScores of ScoredTokens, or why there are none."""
 
 
 def tokenised(chunk: pa.Table, encoder: PromptEncoder) -> pa.Table:
     """A source chunk -> a token chunk. Prompts that cannot be scored get an error and no tokens."""
     own, others = split(chunk, SOURCE_COLUMNS)
-    ids, prompts, chats, errors = (column.to_pylist() for column in own)
+    ids, prompts, chats, responses, errors = (column.to_pylist() for column in own)
     token_ids: list[list[int] | None] = []
+    response_ids: list[list[int] | None] = []
     templated = []
-    for row, (prompt, chat, error) in enumerate(zip(prompts, chats, errors, strict=True)):
-        encoded = EncodedPrompt([], prompt, templated=False)
+    for row, (prompt, chat, response, error) in enumerate(
+        zip(prompts, chats, responses, errors, strict=True)
+    ):
+        encoded, followed = EncodedPrompt([], prompt, templated=False), None
         # A row without a prompt has an error already.
         if error is None:
             try:
-                encoded = encoder.encode(prompt if chat is None else json.loads(chat))
+                asked = prompt if chat is None else json.loads(chat)
+                given = None if response is None else json.loads(response)
+                encoded, followed = encode_with_response(encoder, asked, given)
             except PromptError as refused:
                 # A template may quote what is not text.
                 errors[row] = str(refused).encode(errors="replace").decode()
         prompts[row] = encoded.text
+        responses[row] = followed and followed.text
         token_ids.append(encoded.token_ids or None)
+        response_ids.append(followed and followed.token_ids)
         templated.append(encoded.templated)
     tokens = {
         "id": pa.array(ids, pa.string()),
         "prompt": pa.array(prompts, pa.string()),
         "token_ids": pa.array(token_ids, pa.list_(pa.int32())),
+        "response": pa.array(responses, pa.string()),
+        "response_ids": pa.array(response_ids, pa.list_(pa.int32())),
         "templated": pa.array(templated, pa.bool_()),
         "error": pa.array(errors, pa.string()),
     }
     return join({name: tokens[name] for name in TOKEN_COLUMNS}, others)
 
 
-def scored(chunk: pa.Table, engine: Scores, *, layers: bool = True, prompt: bool = True) -> pa.Table:
+def scored(
+    chunk: pa.Table, engine: Scores, *, layers: bool = True, prompt: bool = True, trace: bool = False
+) -> pa.Table:
     """A token chunk -> a scored chunk. Rows that the engine gives up get its reason as their error."""
-    (row_ids, prompts, tokens, templated, told), others = split(chunk, TOKEN_COLUMNS)
-    token_ids, errors = tokens.to_pylist(), told.to_pylist()
-    given = [row for row, ids in enumerate(token_ids) if ids is not None]
-    results = engine.score([token_ids[row] for row in given])
+    (row_ids, prompts, tokens, texts, answers, templated, told), others = split(chunk, TOKEN_COLUMNS)
+    token_ids, response_ids, errors = tokens.to_pylist(), answers.to_pylist(), told.to_pylist()
+    asked = {
+        row: ScoredTokens.of(ids, answer, trace=trace) if answer or trace else ids
+        for row, (ids, answer) in enumerate(zip(token_ids, response_ids, strict=True))
+        if ids is not None
+    }
+    results = engine.score([*asked.values()])
     scores: list[TucoScore | None] = [None] * chunk.num_rows
     set_aside = [False] * chunk.num_rows
-    for row, result in zip(given, results, strict=True):
+    for (row, wish), result in zip(asked.items(), results, strict=True):
         if isinstance(result, str):
             errors[row], set_aside[row] = result, isinstance(result, SetAside)
+            continue
+        score = TucoScore.of(result, wish, response_ids[row])
+        if score.is_finite:
+            scores[row] = score
         else:
-            score = TucoScore.from_norms(result.tolist(), len(token_ids[row]))
-            if math.isfinite(score.tuco):
-                scores[row] = score
-            else:
-                errors[row] = NOT_FINITE
+            errors[row] = NOT_FINITE
 
-    values = {name: [getattr(s, name) if s else None for s in scores] for name in (*SCALARS, *LAYERS)}
-    values["prompt_tokens"] = [s.num_prompt_tokens if s else None for s in scores]
-    values["error"] = errors
     own = {"templated": templated, "set_aside": pa.array(set_aside, pa.bool_())}
-    for field in output_schema(layers=layers, prompt=prompt):
-        if field.name in ("id", "prompt"):
-            own[field.name] = row_ids if field.name == "id" else prompts
-        else:
-            own[field.name] = pa.array(values[field.name], field.type)
+    given = {"id": row_ids, "prompt": prompts, "response": texts, "error": pa.array(errors, pa.string())}
+    for field in output_schema(layers=layers, prompt=prompt, responses=True, trace=trace):
+        values = [getattr(s, _ATTRIBUTES.get(field.name, field.name), None) for s in scores]
+        own[field.name] = given.get(field.name, pa.array(values, field.type))
     return join(own, others)

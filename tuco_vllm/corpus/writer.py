@@ -33,7 +33,7 @@ class PartWriter:
         metadata: goes into every file, with ``tuco.template_applied``: whether a chat template made any
             prompt of that file.
         first_part: the number of the first part to write.
-        layers, prompt: whether those columns are written.
+        layers, prompt, responses, trace: whether those columns are written.
 
     ``rows_committed`` counts the rows in the parts that this writer has published.
 
@@ -50,11 +50,17 @@ class PartWriter:
         first_part: int = 0,
         layers: bool = True,
         prompt: bool = True,
+        responses: bool = False,
+        trace: bool = False,
     ) -> None:
         self._out, self._rows_per_file = out, rows_per_file
-        fields = [*output_schema(layers=layers, prompt=prompt)]
-        fields += [pa.field(extra.name, extra.type) for extra in extras]
+        fixed = output_schema(layers=layers, prompt=prompt, responses=responses, trace=trace)
+        fields = [*fixed, *(pa.field(extra.name, extra.type) for extra in extras)]
         self._schema = pa.schema(fields, metadata=dict(metadata))
+        there = output_schema(layers=layers, prompt=prompt, responses=True, trace=trace).names
+        # By place: an input column may have the name of one that is not written.
+        self._written = [place for place, name in enumerate(there) if name in fixed.names]
+        self._written += range(len(there), len(there) + len(extras))
         self._part = first_part
         self.rows_committed = 0
         self._start_part()
@@ -136,6 +142,6 @@ class PartWriter:
             parquet = self._opened()[1]
             if self._group:
                 (templated, _), rows = split(pa.concat_tables(self._group), SCORED_COLUMNS)
-                parquet.write_table(rows.cast(self._schema))
+                parquet.write_table(rows.select(self._written).cast(self._schema))
                 self._templated = self._templated or bool(pc.any(templated).as_py())
         self._group, self._grouped, self._grouped_bytes = [], 0, 0
