@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     _add_score_options(
-        command("score", _score, "Score prompts and responses in files; Parquet out. Resumes by itself.")
+        command("score", _score, "Score prompts and responses; Parquet out. Resumes by itself.")
     )
     _add_serve_options(command("serve", _serve, "Serve vLLM's OpenAI API with alpha and TuCo in it."))
     status = command("status", _status, "How far a running or finished tuco score is.")

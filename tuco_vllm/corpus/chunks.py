@@ -2,8 +2,8 @@
 
 source chunk   id, prompt, messages and response (JSON text), error, then the input's other columns
 token chunk    id, prompt, token_ids, response, response_ids, templated, error, then the other columns
-scored chunk   templated, set_aside (whether engines died on the row), then the columns of an output file, with
-               those of responses (the writer leaves them out where there are none)
+scored chunk   templated, set_aside (whether engines died on the row), then the columns of an output file,
+               those of responses among them (the writer leaves them out where there are none)
 
 Their own columns come first and are taken by place: an input column may have any name.
 
