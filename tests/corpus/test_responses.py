@@ -154,7 +154,7 @@ def test_a_job_that_stopped_goes_on(score, tmp_path):
     file = tmp_path / "in.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"p{n}", "response": f"r{n}"}) + "\n" for n in range(30)))
     with pytest.raises(Exception, match="died"):
-        score(file, dies_after=12, rows_per_file=4)
+        score(file, engine={"dies_after": 12}, rows_per_file=4)
     score(file, rows_per_file=4)
     rows = pq.read_table(Path(tmp_path / "out")).to_pylist()
     assert [row["response"] for row in rows] == [f"r{n}" for n in range(30)]

@@ -39,7 +39,7 @@ backend_layers.py: what vLLM's Transformers backend makes of Hugging Face's laye
     vllm.model_executor.models.transformers.base.VLLM_ATTN_ATTR,
     vllm.model_executor.models.transformers.fusers.qkv.QKVFuser.merged_name,
     vllm.model_executor.models.transformers.fusers.rms_norm.TPAwareRMSNorm, QKVParallelLinear.total_num_heads
-rows.py, stock_layers.py, steering_rows.py: PT queries some rows against all keys. Until: an attention layer
+rows.py, stock_layers.py, scoring_rows.py, steering_rows.py: PT queries some rows against all keys. Until: an attention layer
 may be called with fewer queries than keys.
     vllm.model_executor.layers.attention.Attention.attn_backend, .attn_type, .layer_name,
     subclass_attention_backend(name_prefix, attention_backend_cls, builder_cls),
@@ -65,6 +65,8 @@ pair_model.py, scoring_model.py, steering_model.py: compiled as stock models are
 cache directory each, and norms for hidden states. Until: out-of-tree models have a public way to each.
     support_torch_compile(dynamic_arg_dims=), set_model_tag(tag), Pooler.get_supported_tasks(),
     .forward(hidden_states, pooling_metadata), vllm.v1.pool.metadata.PoolingMetadata.pooling_params,
+    vllm.v1.pool.metadata.PoolingMetadata.pooling_states, .pooling_cursor,
+    vllm.v1.pool.metadata.PoolingCursor.seq_lens_cpu, .num_scheduled_tokens_cpu,
     vllm.model_executor.models.interfaces_base reads is_pooling_model,
     vllm.model_executor.models.interfaces_base reads default_seq_pooling_type
 plugin.py, pair_config.py: a model's say in its engine's configuration, and options that would make scores
@@ -104,7 +106,21 @@ steering_v1.py: a step's rows before its metadata is built, scores into logprobs
     vllm.v1.worker.gpu_input_batch.CachedRequestState.generator,
     vllm.v1.spec_decode.metadata.SpecDecodeMetadata.num_draft_tokens,
     vllm.v1.outputs.SamplerOutput.logprobs_tensors, .sampled_token_ids
-steering_v2.py: the same on runner V2, by its own way for models. Until: that way is public (ModelState).
+scoring_v1.py: how many rows of each request a step reads. Until: runner V1 goes.
+    PlatformWorker.init_device(), .model_runner, GPUModelRunnerV1.requests, .input_batch,
+    ._prepare_inputs(scheduler_output, num_scheduled_tokens), vllm.pooling_params.PoolingParams.extra_kwargs,
+    vllm.v1.worker.gpu_input_batch.InputBatch.req_ids, .num_computed_tokens_cpu,
+    vllm.v1.worker.gpu_input_batch.CachedRequestState.pooling_params
+scoring_v2.py: the same on runner V2, by its own way for models. Until: that way is public (ModelState).
+    DefaultModelState.add_request(req_index, new_req_data), .remove_request(req_id),
+    .prepare_attn(input_batch), .model, vllm.v1.core.sched.output.NewRequestData.pooling_params, .req_id,
+    vllm.v1.worker.gpu.input_batch.InputBatch.num_reqs, .req_ids, .num_computed_tokens_np,
+    .num_scheduled_tokens
+prefix_scheduler.py: a cached prefix ends before the first row that is read. Until: requests can say so.
+    vllm.v1.core.sched.scheduler.Scheduler.kv_cache_manager,
+    vllm.v1.core.kv_cache_manager.KVCacheManager.get_computed_blocks(request), Request.num_tokens,
+    Request.pooling_params
+steering_v2.py: what steering_v1.py does, on runner V2. Until: its way for models is public (ModelState).
     DefaultModelState.add_request(req_index, new_req_data), .remove_request(req_id),
     .prepare_attn(input_batch), .custom_sampler(sampler), .model, .vllm_config, .device,
     GPURejectionSampler(sampler, spec_config, device), GPURejectionSampler.__call__(logits, input_batch),
