@@ -55,7 +55,7 @@ def encode_with_response(
         whole = turns if written is None else encoder.tokens(written)
         if len(whole) > len(encoded.token_ids):
             raise PromptError(
-                "prompt and response are too long: a prompt before a response is cut on its left"
+                "prompt and response are too long: such a prompt is cut from the left only"
             )
     return encoded, followed
 
@@ -74,13 +74,16 @@ def _last_turn(prompt: PromptInput) -> tuple[PromptInput, dict[str, Any] | None]
 
 def _turn_text(encoder: PromptEncoder, turns: Any, answer: dict[str, Any]) -> str:
     """What the template writes of the last turn, behind the generation prompt."""
+    content = answer.get("content")
+    if content == "":
+        raise PromptError("the response is empty: the last turn has no text")
     before, whole = encoder.rendered(turns), encoder.rendered([*turns, answer], generation_prompt=False)
     if not whole.startswith(before):
         raise PromptError(
             "what the chat template gives for the prompt does not begin what it gives for prompt and "
             "response: give the response apart, or another template"
         )
-    text, content = whole[len(before) :], answer.get("content")
+    text = whole[len(before) :]
     end = text.rfind(content) + len(content) if isinstance(content, str) and content in text else 0
     return text[:end] + text[end:].rstrip()
 
