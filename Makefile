@@ -21,8 +21,9 @@ demo: install
 quick: install
 	$(VENV)/bin/pytest -q -m "not gpu and not slow and (quick or not engine)"
 
+# Two processes, each with files of its own: most tests wait for a process or compute on one core.
 test: install
-	$(VENV)/bin/pytest -q -m "not gpu and not slow"
+	$(VENV)/bin/pytest -q -m "not gpu and not slow" -n 2 --dist loadfile
 
 # The whole parity product: hours on two cores.
 test-full: install

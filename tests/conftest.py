@@ -67,7 +67,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """What the whole matrix found in hours, or how long tests took, goes into a record, and on what."""
     options = session.config.option
-    if not (options.full or options.record) or options.collectonly:
+    if not (options.full or options.record) or options.collectonly or hasattr(session.config, "workerinput"):
         return
     # By path: a folder with kernels.py in it must not get onto the path, where transformers looks for a
     # package of that name.

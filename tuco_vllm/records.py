@@ -46,6 +46,10 @@ class ScoredTokens:
         return 0 if self.trace else self.prompt_tokens - 1
 
 
+EngineInput = list[int] | ScoredTokens
+"""What an engine scores: a prompt's token ids, at the last one, or more."""
+
+
 class RowScores(NamedTuple):
     """What an engine says of ``ScoredTokens``."""
 
@@ -105,7 +109,7 @@ class TucoScore:
         return all(map(math.isfinite, (self.tuco, *(self.response_tucos or ()), *(self.prompt_tucos or ()))))
 
     @classmethod
-    def of(cls, scored: Any, asked: list[int] | ScoredTokens, response: list[int] | None) -> "TucoScore":
+    def of(cls, scored: Any, asked: EngineInput, response: list[int] | None) -> "TucoScore":
         """From what an engine says of what it was asked: norms ``[L, 7]`` of a prompt's token ids, RowScores
         of ScoredTokens, with the ``response`` in them, if there is one."""
         if not isinstance(asked, ScoredTokens):

@@ -54,9 +54,7 @@ def encode_with_response(
     if encoder.on_long == "truncate-right" and len(encoded.token_ids) + count - 1 == limit:
         whole = turns if written is None else encoder.tokens(written)
         if len(whole) > len(encoded.token_ids):
-            raise PromptError(
-                "prompt and response are too long: such a prompt is cut from the left only"
-            )
+            raise PromptError("prompt and response are too long: such a prompt is cut from the left only")
     return encoded, followed
 
 

@@ -161,6 +161,7 @@ def test_the_driver_killed_at_every_step(chaos, corpus, tmp_path):
         assert read(tmp_path / out) == whole, f"killed before step {step}"
 
 
+@pytest.mark.slow  # three minutes: three starts of a real engine, a quarter of a million tokens
 def test_vllms_engine_and_the_driver_killed(chaos, tmp_path):
     """The bundled pair on real engines: every row once and, where one looks, with the oracle's score."""
     path = tmp_path / "x.jsonl"

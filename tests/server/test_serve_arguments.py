@@ -41,6 +41,7 @@ def test_the_pair_is_set_and_the_rest_is_vllms(parse, pair_dirs):
 
 
 def test_a_server_has_the_engine_that_python_has(parse, pair_dirs, monkeypatch):
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")  # all tests' engines are smaller
     monkeypatch.setattr(arguments, "_free_memory", lambda: 40 << 30)
     monkeypatch.setattr(arguments.current_platform, "is_cpu", lambda: True)
     pair = resolve_pair(*pair_dirs("llama", "float32"))

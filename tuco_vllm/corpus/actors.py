@@ -23,9 +23,10 @@ from tuco_vllm.corpus.stages import scored, tokenised
 from tuco_vllm.engine.start_stages import Start
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder
+from tuco_vllm.records import EngineInput
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from tuco_vllm.corpus.feeder import Result
 
 _TRUSTED = 2
 """A chunk is scored as a whole so often; if the process died each time, row by row."""
@@ -139,10 +140,12 @@ class EngineActor:
             "ready_seconds": time.monotonic() - self._ready,
         }
 
-    def score_one_by_one(self, prompts: Sequence[list[int]], trial: Trial, first: int) -> list[Tensor | str]:
+    def score_one_by_one(
+        self, prompts: Sequence[EngineInput], trial: Trial, first: int
+    ) -> list[Result | str]:
         """The prompts' norms, the board told before each of them, those of known poison left out."""
         poison = SetAside("the engine's process died twice on this row")
-        results: list[Tensor | str] = [poison] * len(prompts)
+        results: list[Result | str] = [poison] * len(prompts)
         places = [place for place in range(len(prompts)) if place not in trial.poison]
 
         def tell(index: int) -> None:
@@ -164,5 +167,5 @@ class _OneByOne:
     trial: Trial
     first: int
 
-    def score(self, prompts: Sequence[list[int]]) -> list[Tensor | str]:
+    def score(self, prompts: Sequence[EngineInput]) -> list[Result | str]:
         return self.engine.score_one_by_one(prompts, self.trial, self.first)

@@ -143,13 +143,13 @@ def survey(files: Sequence[InputFile], columns: Columns, limit: int | None = Non
                 if (column := found.column(each.name)) is not None:
                     arrow = each.type.value_type if pa.types.is_dictionary(each.type) else each.type
                     column.types.setdefault(arrow, []).append(file)
-            if columns.messages in seen and columns.score != "prompt" and not turns:
+            if columns.messages is not None and columns.messages in seen and not turns:
                 chats = (batch.to_pylist() for batch in parquet_column(file, columns.messages))
                 turns = any(ends_with_response(chat) for batch in chats for chat in batch)
         else:
             for record in islice(read_records(file, prompt_column=columns.prompt), left):
                 rows += 1
-                turns = turns or ends_with_response(record.columns.get(columns.messages))
+                turns = turns or ends_with_response(record.columns.get(columns.messages or ""))
                 for name, value in record.columns.items():
                     if (column := found.column(name)) is not None:
                         column.kinds.update(_kinds_of(value))

@@ -24,9 +24,12 @@ from threading import Thread
 from typing import TYPE_CHECKING, Protocol
 
 from tuco_vllm.errors import EngineError
+from tuco_vllm.records import EngineInput, RowScores
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Result = Tensor | RowScores
 
 
 class SetAside(str):
@@ -43,10 +46,10 @@ class Scoring(Protocol):
     max_num_seqs: int
     """How many prompts it runs at a time."""
 
-    def submit(self, token_ids: list[int]) -> str:
+    def submit(self, asked: EngineInput) -> str:
         """Put a prompt into the queue. Returns the request's name; raises EngineError if the engine died."""
 
-    def step(self) -> list[tuple[str, Tensor]]:
+    def step(self) -> list[tuple[str, Result]]:
         """Let the engine work. Returns what it has finished; raises EngineError if the engine died."""
 
     def close(self) -> None:
@@ -57,13 +60,13 @@ class Scoring(Protocol):
 class _Work:
     """One call of ``score``."""
 
-    prompts: Sequence[list[int]]
+    prompts: Sequence[EngineInput]
     alone: Callable[[int], None] | None
-    results: list[Tensor | str]
+    results: list[Result | str]
     left: int
-    done: Future[list[Tensor | str]] = field(default_factory=Future)
+    done: Future[list[Result | str]] = field(default_factory=Future)
 
-    def deliver(self, place: int, result: Tensor | str) -> None:
+    def deliver(self, place: int, result: Result | str) -> None:
         self.results[place] = result
         self.left -= 1
         if self.left == 0:
@@ -98,9 +101,9 @@ class Feeder:
         self._thread.start()
 
     def score(
-        self, prompts: Sequence[list[int]], *, alone: Callable[[int], None] | None = None
-    ) -> list[Tensor | str]:
-        """Norms ``[L, 7]`` of each prompt, or a SetAside. Waits; thread-safe.
+        self, prompts: Sequence[EngineInput], *, alone: Callable[[int], None] | None = None
+    ) -> list[Result | str]:
+        """What the engine says of each prompt, or a SetAside. Waits; thread-safe.
 
         With ``alone`` nothing runs beside a prompt, and ``alone`` is called with its place before it runs.
         Raises EngineError when engines go on dying, or a new one does not start.
@@ -176,7 +179,7 @@ class Feeder:
             work.deliver(place, SetAside(f"the engine died twice on this row: {death}"))
             self._replace(death)
 
-    def _deliver(self, item: _Item, norms: Tensor) -> None:
+    def _deliver(self, item: _Item, norms: Result) -> None:
         work, place = item
         work.deliver(place, norms)
         self._deaths = 0

@@ -12,7 +12,7 @@ from tuco_vllm.corpus.chunks import SOURCE_COLUMNS, TOKEN_COLUMNS, join, split
 from tuco_vllm.corpus.feeder import SetAside
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import EncodedPrompt, PromptEncoder
-from tuco_vllm.records import RowScores, ScoredTokens, TucoScore, output_schema
+from tuco_vllm.records import EngineInput, RowScores, ScoredTokens, TucoScore, output_schema
 from tuco_vllm.responses import encode_with_response
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ NOT_FINITE = (
 class Scores(Protocol):
     """Whatever scores many prompts: ``feeder.Feeder``."""
 
-    def score(self, prompts: Sequence[list[int] | ScoredTokens]) -> Sequence[Tensor | RowScores | str]:
+    def score(self, prompts: Sequence[EngineInput]) -> Sequence[Tensor | RowScores | str]:
         """Norms ``[L, 7]`` of each prompt of token ids, RowScores of ScoredTokens, or why there are none."""
 
 
@@ -55,9 +55,9 @@ def tokenised(chunk: pa.Table, encoder: PromptEncoder) -> pa.Table:
                 # A template may quote what is not text.
                 errors[row] = str(refused).encode(errors="replace").decode()
         prompts[row] = encoded.text
-        responses[row] = followed and followed.text
+        responses[row] = None if followed is None else followed.text
         token_ids.append(encoded.token_ids or None)
-        response_ids.append(followed and followed.token_ids)
+        response_ids.append(None if followed is None else followed.token_ids)
         templated.append(encoded.templated)
     tokens = {
         "id": pa.array(ids, pa.string()),

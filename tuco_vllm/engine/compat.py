@@ -39,8 +39,8 @@ backend_layers.py: what vLLM's Transformers backend makes of Hugging Face's laye
     vllm.model_executor.models.transformers.base.VLLM_ATTN_ATTR,
     vllm.model_executor.models.transformers.fusers.qkv.QKVFuser.merged_name,
     vllm.model_executor.models.transformers.fusers.rms_norm.TPAwareRMSNorm, QKVParallelLinear.total_num_heads
-rows.py, stock_layers.py, scoring_rows.py, steering_rows.py: PT queries some rows against all keys. Until: an attention layer
-may be called with fewer queries than keys.
+rows.py, stock_layers.py, scoring_rows.py, steering_rows.py: PT queries some rows against all keys. Until: an
+attention layer may be called with fewer queries than keys.
     vllm.model_executor.layers.attention.Attention.attn_backend, .attn_type, .layer_name,
     subclass_attention_backend(name_prefix, attention_backend_cls, builder_cls),
     AttentionBackend.forward_includes_kv_cache_update, .get_name(), .get_builder_cls(),

@@ -51,12 +51,12 @@ class ContributionPooler(Pooler):
         """``[T, 7 L]`` -> a tensor a request."""
         asked = [rows_asked(params) for params in pooling_metadata.pooling_params]
         norms_RLN = hidden_states.unflatten(1, (-1, len(NORM_COLUMNS)))
-        if not any(asked):
-            return list(norms_RLN[: len(asked)])
         cursor = pooling_metadata.pooling_cursor
         ends, scheduled = cursor.seq_lens_cpu.numpy(), cursor.num_scheduled_tokens_cpu.numpy()
-        counts = rows_of_step(asked, ends - scheduled, scheduled).tolist()
-        chunks = norms_RLN[: sum(counts)].split(counts)
+        counts = rows_of_step(asked, ends - scheduled, scheduled)
+        if counts is None:
+            return list(norms_RLN[: len(asked)])
+        chunks = norms_RLN[: counts.sum()].split(counts.tolist())
         states = pooling_metadata.pooling_states
         return [
             rows[-1] if wish is None else self._collected(state, rows, int(end), wish)

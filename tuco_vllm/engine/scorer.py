@@ -19,7 +19,7 @@ from tuco_vllm.engine.scoring_rows import ASKED
 from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError
 from tuco_vllm.families import FAMILIES
-from tuco_vllm.records import RowScores, ScoredTokens
+from tuco_vllm.records import EngineInput, RowScores, ScoredTokens
 
 Key = TypeVar("Key")
 
@@ -71,7 +71,7 @@ class Scorer:
         self._next_id = 0
         self._done: dict[str, Any] = {}  # of all streams: a step of one may finish prompts of another
 
-    def stream(self, items: Iterable[tuple[Key, list[int] | ScoredTokens]]) -> Iterator[tuple[Key, Any]]:
+    def stream(self, items: Iterable[tuple[Key, EngineInput]]) -> Iterator[tuple[Key, Any]]:
         """Of each prompt's token ids its norms ``[L, 7]`` float32, of ScoredTokens RowScores; in input order.
 
         Pulls lazily: at most ``4 * max_num_seqs`` items are taken from ``items`` and not yet yielded, enough
@@ -100,7 +100,7 @@ class Scorer:
         finally:
             self._abort([request for request, _ in waiting if done.pop(request, None) is None])
 
-    def submit(self, asked: list[int] | ScoredTokens) -> str:
+    def submit(self, asked: EngineInput) -> str:
         """Put a prompt into the engine's queue. Returns the request's name; raises EngineError."""
         request = str(self._next_id)
         self._next_id += 1
