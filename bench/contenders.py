@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 Prompts = list[list[int]]
@@ -73,6 +74,12 @@ def tuco(spec: Spec) -> Run:
     return _vllm(spec, "classify", architectures=["TucoForCausalLM"], tuco_pt=spec.pt)
 
 
+def tuco_model_rows(spec: Spec) -> Run:
+    """Ours with rows in a 16-bit model's dtype, as "--row-dtype model" has it."""
+    overrides = {"tuco_pt": spec.pt, "tuco_row_dtype": "model"}
+    return _vllm(spec, "classify", architectures=["TucoForCausalLM"], **overrides)
+
+
 def stock(spec: Spec) -> Run:
     """FT alone, by vLLM's own LlamaForCausalLM: the prefill that scoring rides on."""
     return _vllm(spec, "embed")
@@ -107,7 +114,7 @@ def hf_causal_lms(spec: Spec) -> Run:
 
 CONTENDERS = {
     builder.__name__: builder
-    for builder in (tuco, stock, pt_all_tokens, hf_batch1, hf_batched, hf_causal_lms)
+    for builder in (tuco, tuco_model_rows, stock, pt_all_tokens, hf_batch1, hf_batched, hf_causal_lms)
 }
 SCORES = [name for name in CONTENDERS if name != "stock"]
 """Those that return norms."""
@@ -137,7 +144,10 @@ def _oracle(spec: Spec) -> Any:
 
     from tuco_vllm.oracle import Oracle
 
-    return Oracle(spec.pt, spec.ft, dtype=getattr(torch, spec.dtype), attention="sdpa")  # the fast one
+    # "sdpa" is the fast one, but drops Gemma 2's soft-caps.
+    capped = "final_logit_softcapping" in Path(spec.ft, "config.json").read_text()
+    attention = "eager" if capped else "sdpa"
+    return Oracle(spec.pt, spec.ft, dtype=getattr(torch, spec.dtype), attention=attention)
 
 
 def _hugging_face(pair: Any, batch_size: int) -> Run:

@@ -12,7 +12,7 @@ VOCAB_SIZE = 2048
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama by its sizes."""
+    """A model by its sizes."""
 
     hidden: int
     layers: int
@@ -20,6 +20,8 @@ class Shape:
     kv_heads: int
     head_dim: int
     ffn: int
+    family: str = "llama"
+    """Or "gemma2": four norms, soft-caps, a window on every other layer, scaled embeddings."""
 
     def layer_flops(self, tokens: float) -> tuple[float, float]:
         """FLOPs a token of one decoder layer, prompts of ``tokens``: (all of it, its K and V projections).
@@ -51,10 +53,12 @@ class Shape:
 SHAPES = {
     "gqa": Shape(hidden=512, layers=12, heads=8, kv_heads=2, head_dim=64, ffn=1408),
     "mha": Shape(hidden=512, layers=12, heads=8, kv_heads=8, head_dim=64, ffn=1408),
+    "gemma2": Shape(hidden=512, layers=12, heads=8, kv_heads=4, head_dim=64, ffn=1408, family="gemma2"),
 }
 SMOKE_SHAPES = {
     "gqa": Shape(hidden=128, layers=3, heads=4, kv_heads=2, head_dim=32, ffn=192),
     "mha": Shape(hidden=128, layers=3, heads=4, kv_heads=4, head_dim=32, ffn=192),
+    "gemma2": Shape(hidden=128, layers=3, heads=4, kv_heads=2, head_dim=32, ffn=192, family="gemma2"),
 }
 
 
@@ -67,10 +71,10 @@ def write_pair(shape: Shape, directory: Path, dtype: str = "float32") -> tuple[s
     from copy import deepcopy
 
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     generator = torch.Generator().manual_seed(0)
-    model: Any = LlamaForCausalLM(llama_config(shape))
+    model: Any = AutoModelForCausalLM.from_config(config_of(shape))
 
     def perturb(scale: float) -> None:
         with torch.no_grad():
@@ -87,11 +91,11 @@ def write_pair(shape: Shape, directory: Path, dtype: str = "float32") -> tuple[s
     return paths[0], paths[1]
 
 
-def llama_config(shape: Shape) -> Any:
+def config_of(shape: Shape) -> Any:
     """The Hugging Face config of a shape."""
-    from transformers import LlamaConfig
+    from transformers import Gemma2Config, LlamaConfig
 
-    return LlamaConfig(
+    return {"llama": LlamaConfig, "gemma2": Gemma2Config}[shape.family](
         vocab_size=VOCAB_SIZE,
         hidden_size=shape.hidden,
         intermediate_size=shape.ffn,

@@ -1,0 +1,54 @@
+"""A cell of bench/score.py for people."""
+
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+
+def table(cell: dict[str, Any]) -> Table:
+    """A cell for people."""
+    lengths = "-".join(map(str, sorted(set(cell["lengths"]))))
+    layout = Table(
+        title=f"{cell['shape']}, {cell['prompts']} prompts of {lengths} tokens, {cell['dtype']}, "
+        f"{cell['rounds']} rounds",
+        title_justify="left",
+    )
+    layout.add_column("contender")
+    for heading in (
+        "wall s",
+        "min - max",
+        "CPU s",
+        "foreign s",
+        "÷ stock",
+        "min - max",
+        "by CPU",
+        "tokens/s",
+    ):
+        layout.add_column(heading, justify="right")
+    for name, seconds in cell["seconds"].items():
+        wall, speed = seconds["wall"], cell["speed"][name]
+        layout.add_row(
+            name,
+            f"{median(wall):.3f}",
+            f"{min(wall):.3f} - {max(wall):.3f}",
+            f"{median(seconds['cpu']):.3f}",
+            f"{median(seconds['foreign']):.2f}",
+            f"{speed['median']:.3f}",
+            f"{speed['min']:.3f} - {speed['max']:.3f}",
+            f"{cell['speed_by_cpu'][name]['median']:.3f}",
+            f"{cell['tokens'] / median(wall):,.0f}",
+        )
+    return layout
+
+
+def verdict(cell: dict[str, Any]) -> str:
+    """Bound and floors in words."""
+    share = cell["speed"]["tuco"]["median"] / cell["bound"]
+    lines = [f"bound {cell['bound']:.3f} of stock by FLOPs; tuco reaches {share:.3f} of the bound"]
+    if over := cell.get("tuco_over_hf_causal_lms"):
+        lines.append(f"tuco / hf_causal_lms {over['median']:.2f}")
+    for item in cell["floors"]:
+        met = "met" if item["met"] else "NOT MET"
+        lines.append(f"{item['name']} {item['value']:.2f}, floor {item['floor']:.2f}: {met}")
+    return "\n".join(lines) + "\n"
