@@ -25,9 +25,9 @@ quick: install
 test: install
 	$(VENV)/bin/pytest -q -m "not gpu and not slow" -n 2 --dist loadfile
 
-# The whole parity product: hours on two cores.
+# The whole parity product: hours on two cores. It can be stopped, and goes on.
 test-full: install
-	$(VENV)/bin/pytest -q -m "not gpu" --full
+	PYTHONPATH=tests $(VENV)/bin/python tests/full_product.py
 
 # With PY=python3 any interpreter that has the packages, and nothing is installed.
 test-gpu: $(if $(filter $(VENV)/bin/python,$(PY)),install)

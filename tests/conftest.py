@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full", action="store_true", help="the whole correctness matrix instead of a pairwise cover"
     )
+    parser.addoption("--shard", metavar="PAIR|others", help="a part of --full, see full_product.py")
     parser.addoption(
         "--record", action="store_true", help="durations into bench/results/test_durations.jsonl"
     )
@@ -48,11 +49,20 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What all tests of a folder or of a fixture are for, their authors need not write."""
+    if shard := config.getoption("--shard"):
+        items[:] = [item for item in items if shard_of(item) == shard]
     for item in items:
         if item.path.parent.name in ("parity", "gpu") or "server" in item.fixturenames:
             item.add_marker(pytest.mark.engine)
+
+
+def shard_of(item: pytest.Item) -> str:
+    """The pair of a cell of the parity product."""
+    parameters = getattr(item, "callspec", None)
+    cell = parameters.params.get("engine") if parameters else None
+    return getattr(cell, "pair", "others")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -80,6 +90,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         outcome: len(reporter.stats.get(outcome, [])) for outcome in ("passed", "failed", "error", "skipped")
     }
     record = {"exit": int(exitstatus), **counts, "provenance": provenance.provenance()}
+    if options.shard:
+        record = {"shard": options.shard, **record}
     if options.record:
         record = {"selection": options.markexpr, "seconds_by_file": seconds_by_file(reporter), **record}
     print(f"\nrecorded in {provenance.append('test_full' if options.full else 'test_durations', record)}")
