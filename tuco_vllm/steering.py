@@ -16,6 +16,12 @@ from tuco_vllm.errors import InputError
 ALPHA, TUCO = "alpha", "tuco"
 """The request fields, and keys of ``extra_args``."""
 
+ROWS = "tuco_rows"
+"""A key of ``extra_args``, and of a pooling request's ``extra_kwargs``: an ``Asked``. Only we write it."""
+
+Asked = tuple[int, int]
+"""Of a prompt the first row whose score is read, and the row whose norms are; as positions, from 0."""
+
 MAX_ALPHA = 2.0
 """Default upper bound of alpha: far outside the paper's 0.75 to 1.25, where streams are still finite."""
 
@@ -25,6 +31,8 @@ class Steering(NamedTuple):
 
     alpha: float = 1.0
     scored: bool = False
+    rows: Asked | None = None
+    """Of the prompt, beside the rows of generated tokens."""
 
     @property
     def needs_pt(self) -> bool:
@@ -61,14 +69,24 @@ def parse_tuco(value: Any) -> bool:
     raise InputError(f'{TUCO} must be true, false or "layers", not {value!r:.40}')
 
 
+def parse_rows(value: Any) -> Asked | None:
+    """Two positions, the first not behind the second; None if there are none, InputError for all else."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple) and len(value) == 2:
+        first, last = value
+        if type(first) is type(last) is int and 0 <= first <= last:
+            return first, last
+    raise InputError(f"{ROWS} must be two positions in order, not {value!r:.40}")
+
+
 def steering_of(extra_args: Mapping[str, Any] | None, max_alpha: float = MAX_ALPHA) -> Steering:
     """What ``extra_args`` asks for; InputError where it cannot be given."""
-    if not extra_args or not (ALPHA in extra_args or TUCO in extra_args):
+    if not extra_args or not any(name in extra_args for name in (ALPHA, TUCO, ROWS)):
         return PLAIN
-    alpha = extra_args.get(ALPHA)
-    steering = Steering(
-        1.0 if alpha is None else parse_alpha(alpha, max_alpha), parse_tuco(extra_args.get(TUCO))
-    )
+    alpha, rows = extra_args.get(ALPHA), parse_rows(extra_args.get(ROWS))
+    scored = parse_tuco(extra_args.get(TUCO)) or rows is not None
+    steering = Steering(1.0 if alpha is None else parse_alpha(alpha, max_alpha), scored, rows)
     if not math.isfinite(steering.alpha):  # only with max_alpha=inf
         raise InputError(f"{ALPHA} must be finite")
     return steering

@@ -13,7 +13,7 @@ from server.fake_vllm import rows
 from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder
-from tuco_vllm.records import LAYERS, TucoScore
+from tuco_vllm.records import LAYERS, RowScores, ScoredTokens, TucoScore
 from tuco_vllm.server.score import ScoreService, router
 
 CHAT = [{"role": "user", "content": "the cat"}]
@@ -28,7 +28,9 @@ class Scorer:
         self.running, self.most, self.seen = 0, 0, []
         self.ids, self.priorities = [], set()
 
-    async def score(self, token_ids, request_id, priority, headers):
+    async def score(self, asked, request_id, priority, headers):
+        scored = isinstance(asked, ScoredTokens)
+        token_ids = asked.token_ids if scored else asked
         self.ids.append(request_id)
         self.priorities.add(priority)
         self.running += 1
@@ -38,10 +40,12 @@ class Scorer:
             await asyncio.sleep(0.3 if token_ids[-1] == 9 else 0)
             if token_ids[0] == 8:
                 raise EngineError("it died")
-            norms = rows(len(token_ids), 1)
+            norms = rows(asked.prompt_tokens if scored else len(token_ids), 1)[0]
             if token_ids[0] == 7:
-                norms[0, -1, 2:] = np.inf
-            return norms
+                norms[-1, 2:] = np.inf
+            if not scored:
+                return norms
+            return RowScores(norms, np.arange(asked.first_row, len(token_ids), dtype=np.float32) / 100)
         finally:
             self.running -= 1
 
@@ -150,6 +154,57 @@ def test_bad_requests_are_refused_by_name(ask, scorer, body, param, message):
     error = answer.json()["error"]
     assert answer.status_code == error["code"] == 400
     assert (error["type"], error["param"]) == ("BadRequestError", param)
+    assert message in error["message"]
+    assert not scorer.seen
+
+
+CHAT_IDS = PromptEncoder(tiny_models.tokenizer()).encode(CHAT).token_ids
+
+
+@pytest.mark.parametrize(
+    ("input", "response", "count"),
+    [
+        ([5, 6, 8], [7, 8, 9, 4], 4),
+        ("the cat", " sat", None),
+        ([*CHAT, {"role": "assistant", "content": "sat"}], None, None),
+    ],
+    ids=["ids", "texts", "a turn"],
+)
+def test_a_response_has_a_score_a_token(ask, input, response, count):
+    [entry] = ask({"input": input, "response": response, "trace": True}).json()["data"]
+    prompt, tucos = entry["prompt_tokens"], entry["response"]["tokens"]
+    assert len(tucos) == len(entry["response"]["token_ids"]) == (count or len(tucos)) > 0
+    assert tucos[0] == entry["tuco"] == entry["trace"][-1]
+    assert tucos[1:] == pytest.approx([row / 100 for row in range(prompt, prompt + len(tucos) - 1)])
+    assert entry["trace"][:-1] == pytest.approx([row / 100 for row in range(prompt - 1)])
+    assert entry["response"]["mean"] == pytest.approx(sum(tucos) / len(tucos))
+
+
+def test_each_of_several_inputs_has_its_own(ask):
+    answer = ask({"input": ["the cat", [5, 6], "sat"], "response": [" sat", None, [7, 8]], "layers": False})
+    first, second, third = answer.json()["data"]
+    assert "response" not in second
+    assert third["response"]["token_ids"] == [7, 8]
+    assert not {"trace", "layers"} & set(first)
+    tokens = [len(each["response"]["token_ids"]) for each in (first, third)]
+    total = sum(each["prompt_tokens"] for each in (first, second, third)) + sum(tokens)
+    assert answer.json()["usage"]["total_tokens"] == total
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"input": "a", "response": ""}, "input", "the response is empty"),
+        ({"input": "a", "response": 3}, "input", "the response is a number"),
+        ({"input": ["a", "b"], "response": ["c"]}, "response", "a list of 1, not a list of 2"),
+        ({"input": ["a"], "response": "c"}, "response", "a string, not a list of 1"),
+        ({"input": "a", "trace": 1}, "trace", "not a boolean"),
+    ],
+)
+def test_a_bad_response_is_refused(ask, scorer, fields, param, message):
+    answer = ask(fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
     assert message in error["message"]
     assert not scorer.seen
 

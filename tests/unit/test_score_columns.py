@@ -47,9 +47,11 @@ def test_a_filter_of_rejected_drafts_takes_the_scores_along() -> None:
     columns = lists
     _, scores = split_scores(lists)
     assert np.array_equal(scores, SCORES[kept].numpy())
-    assert np.array_equal(rows_of_request(columns, scores, 1, 1), SCORES[3].reshape(1, LAYERS, 7).numpy())
     assert np.array_equal(
-        rows_of_request(columns, scores, 0, 2), SCORES[[0, 2]].reshape(2, LAYERS, 7).numpy()
+        rows_of_request(columns, scores, 1, 1, LAYERS), SCORES[3].reshape(1, LAYERS, 7).numpy()
+    )
+    assert np.array_equal(
+        rows_of_request(columns, scores, 0, 2, LAYERS), SCORES[[0, 2]].reshape(2, LAYERS, 7).numpy()
     )
 
 

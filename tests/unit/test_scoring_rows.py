@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tuco_vllm.engine.scoring_rows import RowPieces, rows_asked, rows_of_step
+from tuco_vllm.engine.row_pieces import RowPieces
+from tuco_vllm.engine.scoring_rows import rows_asked, rows_of_step
 
 LAYERS = 2
 

@@ -25,14 +25,16 @@ from tuco_vllm.engine.compat import (
 )
 from tuco_vllm.engine.pair_config import SCHEDULERS, refuse_unsupported, rows_are_wide
 from tuco_vllm.engine.parent_watch import end_with_parent
+from tuco_vllm.engine.row_pieces import RowPieces, with_rows
 from tuco_vllm.engine.scoring_model import ScoringModel, for_the_next_stage, from_a_stage_before
-from tuco_vllm.engine.scoring_rows import Asked, RowPieces, ScoringRows, rows_asked, rows_of_step
+from tuco_vllm.engine.scoring_rows import ScoringRows, rows_asked, rows_of_step
 from tuco_vllm.engine.start_stages import tell
 from tuco_vllm.engine.steering_model import SteeringModel
 from tuco_vllm.engine.steering_rows import SteeringRows
 from tuco_vllm.engine.stock_models import ft_model
 from tuco_vllm.engine.weights import SAFETENSORS, load_pair, pt_source
 from tuco_vllm.families import FAMILIES
+from tuco_vllm.steering import Asked
 
 
 class ContributionPooler(Pooler):
@@ -176,7 +178,7 @@ class TucoForCausalLM(nn.Module):
 
     def _generate(self, input_ids: Any, positions: Tensor, intermediate: Any, embeds: Any) -> Tensor:
         """FT where no row needs PT, else FT and PT's rows; scores are kept for the sampler."""
-        plan, self.rows.plan = self.rows.plan, None  # a dummy run must not find the last step's
+        plan, readings = self.rows.take_plan()
         self._scores = None
         context = get_forward_context()
         if plan is None:
@@ -191,11 +193,14 @@ class TucoForCausalLM(nn.Module):
                 input_ids, positions, *self.rows.tensors(plan), inputs_embeds=embeds
             )
         self._scores = norms_CN.new_full((plan.num_logits, norms_CN.shape[1]), float("nan"))
-        self._scores[self.rows.on_device(plan.logits_C)] = norms_CN
+        sampled_CN = norms_CN[self.rows.on_device(plan.sampled_in_C)] if readings else norms_CN
+        self._scores[self.rows.on_device(plan.logits_C)] = sampled_CN
+        self._scores = with_rows(self._scores, norms_CN, readings)
         return hidden_TH
 
     def take_scores(self) -> Tensor | None:
-        """Norms ``[rows of logits, 7 L]`` of the step that has just run, NaN without PT; once."""
+        """Norms ``[rows of logits, 7 L]`` of the step that has just run, NaN without PT, and behind them the
+        scores of prompts' rows (``with_rows``); once."""
         scores, self._scores = self._scores, None
         return scores
 

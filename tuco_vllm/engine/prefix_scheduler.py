@@ -5,10 +5,12 @@ scored before from the cache. So the answers to one prompt share the prompt, and
 stored like any others, for who comes after it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from tuco_vllm.engine.compat import AsyncScheduler, Request, Scheduler, VllmConfig
 from tuco_vllm.engine.scoring_rows import rows_asked
+from tuco_vllm.steering import Asked
 
 
 class _Shorter:
@@ -21,20 +23,24 @@ class _Shorter:
         return getattr(self._request, name)
 
 
+def end_prefixes(manager: Any, asked_by: Callable[[Any], Asked | None]) -> None:
+    """Have a KVCacheManager look for prefixes that end before the first row that a request asks for."""
+    stock = manager.get_computed_blocks
+
+    def before_the_first_row(request: Request) -> Any:
+        asked = asked_by(request)
+        # vLLM computes a request's last token anew, whatever is cached.
+        return stock(request if asked is None else _Shorter(request, asked[0]))
+
+    manager.get_computed_blocks = before_the_first_row
+
+
 class _Scoring:
     """Mixed into vLLM's schedulers, whichever runs."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        manager = self.kv_cache_manager
-        stock = manager.get_computed_blocks
-
-        def before_the_first_row(request: Request) -> Any:
-            asked = rows_asked(request.pooling_params)
-            # vLLM computes a request's last token anew, whatever is cached.
-            return stock(request if asked is None else _Shorter(request, asked[0]))
-
-        manager.get_computed_blocks = before_the_first_row
+        end_prefixes(self.kv_cache_manager, lambda request: rows_asked(request.pooling_params))
 
 
 class ScoringScheduler(_Scoring, Scheduler):

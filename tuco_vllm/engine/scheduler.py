@@ -11,9 +11,10 @@ import logging
 from typing import Any
 
 from tuco_vllm.engine.compat import AsyncScheduler, Request, RequestError, Scheduler, VllmConfig
+from tuco_vllm.engine.prefix_scheduler import end_prefixes
 from tuco_vllm.engine.score_columns import rows_of_request, split_scores
 from tuco_vllm.errors import InputError
-from tuco_vllm.steering import ALPHA, MAX_ALPHA, PLAIN, TUCO, steering_of
+from tuco_vllm.steering import ALPHA, MAX_ALPHA, PLAIN, ROWS, TUCO, Asked, steering_of
 
 _log = logging.getLogger(__name__)
 
@@ -21,15 +22,19 @@ _log = logging.getLogger(__name__)
 class _Steering:
     """Mixed into vLLM's schedulers, whichever runs."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         hf_config = kwargs["vllm_config"].model_config.hf_config
         self.max_alpha = float(getattr(hf_config, "tuco_max_alpha", MAX_ALPHA))
+        self.num_layers: int = kwargs["vllm_config"].model_config.hf_text_config.num_hidden_layers
+        end_prefixes(self.kv_cache_manager, lambda request: request.tuco_steering.rows)
 
     def add_request(self: Any, request: Request) -> None:
         session = self.requests.get(request.request_id)  # where input streams, each piece is such a request
         try:
             steering = steering_of(request.sampling_params.extra_args, self.max_alpha)
+            if steering.rows is not None:
+                expect_rows_fit(request, steering.rows)
             if session is not None and request.resumable and steering != session.tuco_steering:
                 raise InputError(
                     f"{ALPHA} and {TUCO} cannot change while input streams: its cache has one salt"
@@ -55,11 +60,15 @@ class _Steering:
         else:
             errors.add(name)
 
+    def _rows_of_prompt(self: Any, request: Request) -> int:
+        asked = request.tuco_steering.rows
+        return 0 if asked is None else request.num_prompt_tokens - asked[0]
+
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         columns = model_runner_output.logprobs
         model_runner_output.logprobs, scores = split_scores(columns)
         scored = {
-            name: model_runner_output.req_id_to_index[name]
+            name: (model_runner_output.req_id_to_index[name], self._rows_of_prompt(request))
             for name in (scheduler_output.num_scheduled_tokens if scores is not None else ())
             if (request := self.requests.get(name)) is not None and request.tuco_steering.scored
         }
@@ -68,10 +77,19 @@ class _Steering:
             for outputs in by_client.values():
                 for output in outputs.outputs:
                     if output.request_id in scored and output.new_token_ids:
+                        place, of_prompt = scored[output.request_id]
                         output.routed_experts = rows_of_request(
-                            columns, scores, scored[output.request_id], len(output.new_token_ids)
+                            columns, scores, place, len(output.new_token_ids), self.num_layers, of_prompt
                         )
         return by_client
+
+
+def expect_rows_fit(request: Request, rows: Asked) -> None:
+    """Rows of a prompt leave with the one token that is sampled for it. InputError else."""
+    if rows[1] >= request.num_prompt_tokens:
+        raise InputError(f"{ROWS} is {list(rows)}, of a prompt of {request.num_prompt_tokens} tokens")
+    if request.sampling_params.max_tokens != 1:
+        raise InputError(f"{ROWS} is for requests with max_tokens=1")
 
 
 class SteeringScheduler(_Steering, Scheduler):

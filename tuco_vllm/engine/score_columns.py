@@ -3,7 +3,8 @@
 Of what a worker returns for every sampled token, the logprobs are what already gets through all of vLLM
 right: the asynchronous copy off the device, the filter of rejected drafts, the transport between processes.
 So norms ``[rows, 7 L]`` ride as columns behind the real logprobs, known by a token id that no vocabulary has;
-the scheduler cuts them off before anybody reads logprobs.
+the scheduler cuts them off before anybody reads logprobs. Behind the norms may stand scores of a prompt's
+rows (``row_pieces.with_rows``).
 """
 
 from typing import Any
@@ -56,8 +57,12 @@ def split_scores(logprobs: LogprobsLists | None) -> tuple[LogprobsLists | None, 
     )
 
 
-def rows_of_request(logprobs: Any, scores: NDArray[np.float32], request: int, count: int) -> Any:
-    """The scores of a request's ``count`` new tokens, ``[count, L, 7]``."""
+def rows_of_request(
+    logprobs: Any, scores: NDArray[np.float32], request: int, count: int, layers: int, of_prompt: int = 0
+) -> Any:
+    """The scores of a request's ``count`` new tokens, ``[count, L, 7]``; of one with ``of_prompt`` rows of
+    its prompt, whose one new token they leave with, ``[1, 7 L + of_prompt]``."""
     starts = logprobs.cu_num_generated_tokens
-    first = request if starts is None else starts[request]
-    return np.ascontiguousarray(scores[first : first + count]).reshape(count, -1, len(NORM_COLUMNS))
+    first, size = request if starts is None else starts[request], layers * len(NORM_COLUMNS)
+    own = np.ascontiguousarray(scores[first : first + count, : size + of_prompt])
+    return own if of_prompt else own.reshape(count, layers, -1)

@@ -15,11 +15,11 @@ from tuco_vllm.engine.arguments import eager_or_compiled, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
 from tuco_vllm.engine.pair_config import rows_are_wide
-from tuco_vllm.engine.scoring_rows import ASKED
 from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError
 from tuco_vllm.families import FAMILIES
 from tuco_vllm.records import EngineInput, RowScores, ScoredTokens
+from tuco_vllm.steering import ROWS
 
 Key = TypeVar("Key")
 
@@ -106,7 +106,7 @@ class Scorer:
         self._next_id += 1
         token_ids, params = asked, self._params
         if isinstance(asked, ScoredTokens):
-            rows = {ASKED: [asked.first_row, asked.prompt_tokens - 1]}
+            rows = {ROWS: [asked.first_row, asked.prompt_tokens - 1]}
             token_ids, params = asked.token_ids, PoolingParams(task="classify", extra_kwargs=rows)
         with _deaths():
             self.engine.add_request(request, tokens_input(token_ids), params)

@@ -1,10 +1,10 @@
-"""Which rows of a scoring step are read, and a request's scores put together from its chunks.
+"""Which rows of a step are read: of each request the last so many of its tokens in it.
 
 Of a prompt that is the last token's row; of a response, or in a trace, the rows from some position on. A row
 is known by its request's own positions, so chunks, cached prefixes and preemption change nothing: a chunk
-brings those of its rows that are read, and a request that starts again brings them again.
+brings those of its rows that are read, and a request that starts again brings them again (``row_pieces``).
 
-Shape suffixes: T tokens of the batch, R rows, L layers, N = 7 norms.
+Shape suffixes: T tokens of the batch, R rows.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import (
     CommonAttentionMetadata,
     CUDAGraphMode,
@@ -25,16 +24,12 @@ from tuco_vllm.engine.compat import (
 )
 from tuco_vllm.engine.rows import last_tokens, rows_in
 from tuco_vllm.engine.step_plan import ranges
-
-ASKED = "tuco_rows"
-"""Of ``PoolingParams.extra_kwargs``: [the first row that is read, the row whose norms are], as positions."""
-
-Asked = tuple[int, int]
+from tuco_vllm.steering import ROWS, Asked
 
 
 def rows_asked(params: Any) -> Asked | None:
     """What a request's PoolingParams ask for beside the last row; None where that is all."""
-    asked = (params.extra_kwargs or {}).get(ASKED)
+    asked = (params.extra_kwargs or {}).get(ROWS)
     return None if asked is None else (asked[0], asked[1])
 
 
@@ -51,6 +46,14 @@ def rows_of_step(
     ends = computed.astype(np.int64) + scheduled
     first = np.array([end - 1 if own is None else own[0] for own, end in zip(asked, ends, strict=True)])
     return np.clip(ends - first, 1, scheduled)
+
+
+def prompt_rows_of_step(
+    asked: Sequence[Asked | None], computed: NDArray[Any], scheduled: NDArray[Any]
+) -> NDArray[np.int64] | None:
+    """The same in an engine that generates: 0 for requests that ask for none of their prompt's."""
+    counts = rows_of_step(asked, computed, scheduled)
+    return None if counts is None else np.where([wish is not None for wish in asked], counts, 0)
 
 
 class ScoringRows:
@@ -118,43 +121,3 @@ class ScoringRows:
 
     def _on_device(self, values: Any) -> Tensor:
         return async_tensor_h2d(values, device=self.device)
-
-
-class RowPieces:
-    """One request's scores, chunk by chunk."""
-
-    def __init__(self) -> None:
-        self._tucos: dict[int, Tensor] = {}
-        self._norms_LN: Tensor | None = None
-
-    def add(self, norms_RLN: Tensor, end: int, asked: Asked) -> None:
-        """A chunk's rows, of the positions before ``end``."""
-        (first, of_norms), start = asked, end - len(norms_RLN)
-        if end <= first:
-            return  # the row that stands for none
-        # Behind it lies what a preemption took back.
-        self._tucos = {place: tucos for place, tucos in self._tucos.items() if place < start}
-        self._tucos[start] = _tucos(norms_RLN)
-        if start <= of_norms < end:
-            self._norms_LN = norms_RLN[of_norms - start].clone()
-
-    def whole(self, end: int, asked: Asked) -> Tensor:
-        """``[L * N + n]``: the norms of one row, then n scores. Empty if of the rows from the first one asked
-        for to ``end`` any is missing."""
-        place = asked[0]
-        for start, tucos in sorted(self._tucos.items()):
-            if start != place:
-                break
-            place += len(tucos)
-        if place != end or self._norms_LN is None:
-            return torch.empty(0)
-        scores = [self._tucos[start] for start in sorted(self._tucos)]
-        return torch.cat([self._norms_LN.flatten(), *scores])
-
-
-def _tucos(norms_RLN: Tensor) -> Tensor:
-    """``metrics.tuco`` of every row, in its precision."""
-    last_RN = norms_RLN[:, -1].double()
-    ptc_R, ftc_R = (last_RN[:, NORM_COLUMNS.index(name)] for name in ("cum_ptc_norms", "cum_ftc_norms"))
-    total_R = ptc_R + ftc_R
-    return torch.where(total_R != 0.0, ftc_R / total_R, 0.0).float()

@@ -3,7 +3,8 @@
 from typing import Any
 
 from tuco_vllm.engine.compat import DefaultModelState
-from tuco_vllm.engine.scoring_rows import Asked, rows_asked, rows_of_step
+from tuco_vllm.engine.scoring_rows import rows_asked, rows_of_step
+from tuco_vllm.steering import Asked
 
 
 class ScoringModelState(DefaultModelState):

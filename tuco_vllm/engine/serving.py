@@ -17,14 +17,17 @@ import uvloop
 from vllm import SamplingParams
 
 from tuco_vllm.config import ModelPair
+from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine import compat
 from tuco_vllm.engine.arguments import FIXED, complete, pair_settings
 from tuco_vllm.engine.flag_errors import TLS, flag, reason, refuse_unusable
 from tuco_vllm.engine.parent_watch import own_engines
 from tuco_vllm.engine.plugin import let_vllm_load_us
-from tuco_vllm.engine.score_feed import Rows, feed_scores
+from tuco_vllm.engine.row_pieces import LOST
+from tuco_vllm.engine.score_feed import feed_scores
 from tuco_vllm.errors import EngineError, InputError
-from tuco_vllm.steering import TUCO
+from tuco_vllm.records import EngineInput, RowScores, ScoredTokens
+from tuco_vllm.steering import ROWS, TUCO
 
 _OURS = (*FIXED, "model_tag", "scheduler_cls", "worker_cls", "headless", "api_server_count", "grpc")
 """Flags whose values are ours."""
@@ -53,13 +56,19 @@ class ServedEngine:
         self._engine.shutdown = finish_first
 
     async def score(
-        self, token_ids: list[int], request_id: str, priority: int, headers: Mapping[str, str]
-    ) -> Rows:
-        """Norms ``[1, L, 7]`` of a prompt at its last token; EngineError if the engine gives none.
+        self, asked: EngineInput, request_id: str, priority: int, headers: Mapping[str, str]
+    ) -> Any:
+        """Norms ``[L, 7]`` of a prompt at its last token, RowScores of ScoredTokens; EngineError if the
+        engine gives none.
 
         ``priority`` is the request's own, over which its header goes; traces go on from the ``headers``.
         """
-        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args={TUCO: True})
+        wishes: dict[str, Any] = {TUCO: True}
+        token_ids = asked
+        if isinstance(asked, ScoredTokens):
+            wishes[ROWS] = [asked.first_row, asked.prompt_tokens - 1]
+            token_ids = asked.token_ids
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args=wishes)
         with suppress(KeyError, ValueError):  # as vLLM takes it
             priority = int(headers["x-vllm-priority"])
         outputs = self._engine.generate(
@@ -74,7 +83,13 @@ class ServedEngine:
             rows = output.outputs[0].routed_experts
         if rows is None:
             raise EngineError("the engine gave no scores")
-        return rows
+        if not isinstance(asked, ScoredTokens):
+            return rows[0]
+        count = len(asked.token_ids) - asked.first_row
+        norms, tucos = rows[0, :-count], rows[0, -count:]
+        if (tucos == LOST).any():
+            raise EngineError("the engine has lost rows of a request: please report this")
+        return RowScores(norms.reshape(-1, len(NORM_COLUMNS)), tucos)
 
 
 def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> Namespace:

@@ -22,6 +22,7 @@ from tuco_vllm.engine.compat import (
     async_tensor_h2d,
     get_forward_context,
 )
+from tuco_vllm.engine.row_pieces import Reading
 from tuco_vllm.engine.step_plan import StepPlan
 
 
@@ -42,6 +43,8 @@ class SteeringRows:
         self.device = vllm_config.device_config.device
         self.max_num_seqs: int = vllm_config.scheduler_config.max_num_seqs
         self.plan: StepPlan | None = None
+        self.readings: list[Reading] = []
+        """What the step brings those who ask for rows of their prompts; set with the plan."""
 
     def select(self, batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor] | None:
         """The batch of PT's rows (``rows.Selection``): M requests, their contexts and blocks, S queries."""
@@ -67,6 +70,12 @@ class SteeringRows:
             _token_to_req_indices_cache=None,
         )
         return selected, self.on_device(plan.rows_S)
+
+    def take_plan(self) -> tuple[StepPlan | None, list[Reading]]:
+        """Both, once: a dummy run must not find the last step's."""
+        taken = self.plan, self.readings
+        self.plan, self.readings = None, []
+        return taken
 
     def tensors(self, plan: StepPlan) -> RowTensors:
         """The plan's rows for the model."""

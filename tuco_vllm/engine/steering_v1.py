@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from tuco_vllm.engine.compat import GPUModelRunnerV1, PlatformWorker
+from tuco_vllm.engine.row_pieces import RowPieces, readings_of_step
 from tuco_vllm.engine.score_columns import append_scores
+from tuco_vllm.engine.scoring_rows import prompt_rows_of_step
 from tuco_vllm.engine.step_plan import plan_step
 from tuco_vllm.steering import steering_of
 
@@ -32,11 +34,34 @@ class _SteeringRunner:
             # front's business; here a number is a number.
             steering = steering_of(new.sampling_params.extra_args, math.inf)
             self.requests[new.req_id].tuco_steering = steering
-        steerings = [self.requests[name].tuco_steering for name in self.input_batch.req_ids[:count]]
-        self.model.rows.plan = plan_step(self.query_start_loc.np[: count + 1], num_logits, steerings)
+        states = [self.requests[name] for name in self.input_batch.req_ids[:count]]
+        steerings = [state.tuco_steering for state in states]
+        starts = self.query_start_loc.np[: count + 1]
+        if any(steering.rows for steering in steerings):
+            self._plan_with_rows(starts, num_logits, states, steerings)
+        else:
+            self.model.rows.plan = plan_step(starts, num_logits, steerings)
         if self.device.type == "cpu":
             self._make_generators_rewindable()
         return prepared
+
+    def _plan_with_rows(self: Any, starts: Any, num_logits: Any, states: Any, steerings: Any) -> None:
+        asked, scheduled = [steering.rows for steering in steerings], np.diff(starts)
+        computed = self.input_batch.num_computed_tokens_cpu[: len(states)]
+        num_rows = prompt_rows_of_step(asked, computed, scheduled)
+        for state, wish in zip(states, asked, strict=True):
+            if wish is not None and not hasattr(state, "tuco_pieces"):
+                state.tuco_pieces = RowPieces()
+        rows = self.model.rows
+        rows.plan = plan_step(starts, num_logits, steerings, num_rows)
+        rows.readings = readings_of_step(
+            rows.plan,
+            asked,
+            [getattr(state, "tuco_pieces", None) for state in states],
+            computed + scheduled,
+            [state.num_prompt_tokens for state in states],
+            num_logits,
+        )
 
     def _make_generators_rewindable(self: Any) -> None:
         generators = self.input_batch.generators

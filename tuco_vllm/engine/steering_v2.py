@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from tuco_vllm.engine.compat import DefaultModelState, GPURejectionSampler
+from tuco_vllm.engine.row_pieces import RowPieces, readings_of_step
 from tuco_vllm.engine.score_columns import append_scores
+from tuco_vllm.engine.scoring_rows import prompt_rows_of_step
 from tuco_vllm.engine.step_plan import plan_step
 from tuco_vllm.steering import PLAIN, Steering, steering_of
 
@@ -21,6 +23,8 @@ class SteeringModelState(DefaultModelState):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._steerings: dict[str, Steering] = {}
+        self._pieces: dict[str, tuple[RowPieces, int]] = {}
+        """Of requests that ask for rows of their prompts: what has come, and how many tokens those have."""
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         """Remember what a new, or resumed, request asks for."""
@@ -28,20 +32,32 @@ class SteeringModelState(DefaultModelState):
         steering = steering_of(new_req_data.sampling_params.extra_args, math.inf)
         if steering.needs_pt:
             self._steerings[new_req_data.req_id] = steering
+        if steering.rows is not None:
+            self._pieces[new_req_data.req_id] = RowPieces(), len(new_req_data.prompt_token_ids)
 
     def remove_request(self, req_id: str) -> None:
         """Forget it."""
         super().remove_request(req_id)
         self._steerings.pop(req_id, None)
+        self._pieces.pop(req_id, None)
 
     def prepare_attn(self, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Attention metadata, of PT's layers by this step's plan."""
-        count = input_batch.num_reqs
-        self.model.rows.plan = plan_step(
-            input_batch.query_start_loc_np[: count + 1],
-            np.diff(input_batch.cu_num_logits_np[: count + 1]),
-            [self._steerings.get(name, PLAIN) for name in input_batch.req_ids],
-        )
+        count, rows = input_batch.num_reqs, self.model.rows
+        starts = input_batch.query_start_loc_np[: count + 1]
+        num_logits = np.diff(input_batch.cu_num_logits_np[: count + 1])
+        steerings = [self._steerings.get(name, PLAIN) for name in input_batch.req_ids]
+        if any(steering.rows for steering in steerings):
+            asked = [steering.rows for steering in steerings]
+            computed, scheduled = input_batch.num_computed_tokens_np[:count], np.diff(starts)
+            pieces = [self._pieces.get(name, (None, 0)) for name in input_batch.req_ids]
+            num_rows = prompt_rows_of_step(asked, computed, scheduled)
+            rows.plan = plan_step(starts, num_logits, steerings, num_rows)
+            own, lengths = zip(*pieces, strict=True)
+            ends = computed + scheduled
+            rows.readings = readings_of_step(rows.plan, asked, own, ends, lengths, num_logits)
+        else:
+            rows.plan = plan_step(starts, num_logits, steerings)
         return super().prepare_attn(input_batch, *args, **kwargs)
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:

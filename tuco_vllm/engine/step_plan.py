@@ -5,8 +5,8 @@ all; PT's keys and values are needed for all tokens of the first two kinds. What
 what its requests ask for, so the rows are listed per request.
 
 Index spaces, and the suffix that names each: T tokens of the batch; U the tokens whose PT keys and values are
-written; S the rows that PT computes in full; C the rows that are scored, one for each token to be sampled;
-M the requests that need PT, of the batch's N.
+written; S the rows that PT computes in full; C the rows that are scored, one for each token to be sampled,
+and of a prompt those that are asked for; M the requests that need PT, of the batch's N.
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,10 @@ class StepPlan(NamedTuple):
     """The alpha of every row's request."""
     scored_in_S: Indices
     """The rows of C, as places among S."""
+    scored_starts: Indices
+    """``[M + 1]``: where each request's rows begin among C."""
+    sampled_in_C: Indices
+    """The rows of C that get logits, as places in C."""
     logits_C: Indices
     """The same rows, as places among the batch's rows of logits."""
     num_logits: int
@@ -47,11 +51,13 @@ def plan_step(
     query_starts: Sequence[int] | NDArray[np.int32],
     num_logits: Sequence[int] | NDArray[np.int32],
     steerings: Sequence[Steering],
+    num_rows: NDArray[np.int64] | None = None,
 ) -> StepPlan | None:
     """The rows of a batch, or None where no request needs PT.
 
     ``query_starts`` ``[N + 1]`` says where each request's tokens begin; ``num_logits`` ``[N]`` how many of
-    its last tokens get logits (1, or 1 + drafts under speculation); ``steerings`` ``[N]`` what it asks for.
+    its last tokens get logits (1, or 1 + drafts under speculation); ``steerings`` ``[N]`` what it asks for;
+    ``num_rows`` ``[N]`` how many of its last tokens are scored, where those are more.
     """
     places = [place for place, steering in enumerate(steerings) if steering.needs_pt]
     if not places:
@@ -62,8 +68,9 @@ def plan_step(
     alpha_M = np.array([steerings[place].alpha for place in places], dtype=np.float32)
     logits_M = logits[requests_M]
     length_M = starts[requests_M + 1] - starts[requests_M]
-    rows_M = np.where(alpha_M != 1.0, length_M, logits_M)  # the last so many of a request's tokens
-    u_starts, s_starts = _starts(length_M), _starts(rows_M)
+    scored_M = logits_M if num_rows is None else np.maximum(logits_M, num_rows[requests_M])
+    rows_M = np.where(alpha_M != 1.0, length_M, scored_M)  # the last so many of a request's tokens
+    u_starts, s_starts, c_starts = _starts(length_M), _starts(rows_M), _starts(scored_M)
     logits_starts = _starts(logits)
 
     rows_in_U = ranges(u_starts[1:] - rows_M, rows_M)
@@ -75,7 +82,9 @@ def plan_step(
         rows_in_U=rows_in_U,
         query_starts=s_starts.astype(np.int32),
         alpha_S=np.repeat(alpha_M, rows_M),
-        scored_in_S=ranges(s_starts[1:] - logits_M, logits_M),
+        scored_in_S=ranges(s_starts[1:] - scored_M, scored_M),
+        scored_starts=c_starts,
+        sampled_in_C=ranges(c_starts[1:] - logits_M, logits_M),
         logits_C=ranges(logits_starts[requests_M], logits_M),
         num_logits=int(logits_starts[-1]),
     )

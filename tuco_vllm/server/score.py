@@ -1,4 +1,4 @@
-"""POST /v1/tuco/score: TuCo of prompts, without a completion. Encoded as CLI and Python do it.
+"""POST /v1/tuco/score: TuCo of prompts and responses, without a completion. Encoded as CLI and Python do it.
 
 Nothing here keeps the event loop for long, whatever is asked: what may take time is done in threads, and what
 has to be done here is done in slices.
@@ -11,16 +11,16 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fastapi import APIRouter, Depends, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from tuco_vllm.engine.score_feed import Rows
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder
-from tuco_vllm.records import LAYERS, TucoScore
+from tuco_vllm.records import LAYERS, EngineInput, ScoredTokens, TucoScore
+from tuco_vllm.responses import encode_with_response
 from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import finite_or_null
 from tuco_vllm.server.errors import RequestError
@@ -40,9 +40,17 @@ class Scorer(Protocol):
     """What scores token ids: ``engine.serving.ServedEngine``."""
 
     async def score(
-        self, token_ids: list[int], request_id: str, priority: int, headers: Mapping[str, str]
-    ) -> Rows:
-        """Norms ``[1, L, 7]`` of a prompt at its last token; ``headers`` are the HTTP request's."""
+        self, asked: EngineInput, request_id: str, priority: int, headers: Mapping[str, str]
+    ) -> Any:
+        """Norms ``[L, 7]`` of a prompt at its last token, RowScores of ScoredTokens; ``headers`` are the HTTP
+        request's."""
+
+
+class _Encoded(NamedTuple):
+    """An input on its way to the engine."""
+
+    tokens: EngineInput
+    response: list[int] | None
 
 
 class ScoreService:
@@ -56,39 +64,46 @@ class ScoreService:
 
     async def answer(self, asked: Asked, headers: Mapping[str, str]) -> bytes:
         """The JSON of the scores; RequestError names the field, and the place in a list."""
-        prompts: list[list[int]] = []
+        encoded: list[_Encoded] = []
         in_thread = partial(asyncio.get_running_loop().run_in_executor, self._tokenizing)
-        while len(prompts) < len(asked.inputs):
-            prompts += await in_thread(self._encode_some, asked, len(prompts))
+        while len(encoded) < len(asked.inputs):
+            encoded += await in_thread(self._encode_some, asked, len(encoded))
         name = f"tuco-{headers.get('x-request-id') or uuid.uuid4().hex}"
-        norms = await self._score(prompts, name, asked.priority, headers)
+        results = await self._score([each.tokens for each in encoded], name, asked.priority, headers)
         metrics.SCORED.labels(self.models[0]).inc()
-        return await asyncio.to_thread(_answer, name, self.models[0], asked, prompts, norms)
+        return await asyncio.to_thread(_answer, name, self.models[0], asked, encoded, results)
 
     async def _score(
-        self, prompts: list[list[int]], name: str, priority: int, headers: Mapping[str, str]
-    ) -> list[Rows]:
+        self, prompts: list[EngineInput], name: str, priority: int, headers: Mapping[str, str]
+    ) -> list[Any]:
         tasks = []
         try:
-            for place, ids in enumerate(prompts):
+            for place, tokens in enumerate(prompts):
                 if place % _SLICE == 0:
                     await asyncio.sleep(0)
-                work = self._scorer.score(ids, f"{name}-{place}", priority, headers)
+                work = self._scorer.score(tokens, f"{name}-{place}", priority, headers)
                 tasks.append(asyncio.create_task(work))
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
 
-    def _encode_some(self, asked: Asked, start: int) -> list[list[int]]:
-        """Token ids of the inputs from ``start`` on: of as many as a turn has time for, at least one."""
-        encoded: list[list[int]] = []
+    def _encode_some(self, asked: Asked, start: int) -> list[_Encoded]:
+        """Tokens of the inputs from ``start`` on: of as many as a turn has time for, at least one."""
+        encoded: list[_Encoded] = []
         end = time.monotonic() + _TURN_SECONDS
         for place in range(start, len(asked.inputs)):
             try:
-                encoded.append(self._encoder.encode(asked.inputs[place]).token_ids)
+                prompt, response = encode_with_response(
+                    self._encoder, asked.inputs[place], asked.responses[place]
+                )
             except PromptError as error:
                 raise RequestError(f"{asked.place(place)}: {error}", asked.place(place)) from error
+            answer = None if response is None else response.token_ids
+            tokens: EngineInput = prompt.token_ids
+            if answer or asked.trace:
+                tokens = ScoredTokens.of(prompt.token_ids, answer, trace=asked.trace)
+            encoded.append(_Encoded(tokens, answer))
             if time.monotonic() > end:
                 break
         return encoded
@@ -135,17 +150,17 @@ async def _respond(asked: Asked, raw_request: Request) -> Response:
     return Response(answer, media_type="application/json")
 
 
-def _answer(name: str, model_name: str, asked: Asked, prompts: list[list[int]], norms: list[Rows]) -> bytes:
+def _answer(name: str, model_name: str, asked: Asked, encoded: list[_Encoded], results: list[Any]) -> bytes:
     """The whole answer's JSON, written score by score: each call of ``json`` keeps all threads waiting.
 
     ``model_name`` is what metrics call the model.
     """
-    entries = []
-    for place, (rows, ids) in enumerate(zip(norms, prompts, strict=True)):
-        score = TucoScore.from_norms(rows[0].tolist(), len(ids))
+    entries, total = [], 0
+    for place, (result, (tokens, response)) in enumerate(zip(results, encoded, strict=True)):
+        score = TucoScore.of(result, tokens, response)
+        total += score.num_prompt_tokens + (score.response_tokens or 0)
         metrics.observe_prompt(model_name, score.tuco)
         entries.append(json.dumps(_entry(place, score, asked.layers), separators=(",", ":")))
-    total = sum(map(len, prompts))
     head = {"id": name, "object": "list", "model": asked.model}
     usage = {"prompt_tokens": total, "total_tokens": total}
     body = f'{json.dumps(head)[:-1]}, "data": [{",".join(entries)}], "usage": {json.dumps(usage)}}}'
@@ -161,4 +176,9 @@ def _entry(place: int, score: TucoScore, layers: bool) -> dict[str, Any]:
     }
     if layers:
         entry["layers"] = {name: finite_or_null(getattr(score, name)) for name in LAYERS}
+    if score.response_tucos is not None:
+        mean, tucos = finite_or_null(score.response_tuco), finite_or_null(score.response_tucos)
+        entry["response"] = {"mean": mean, "tokens": tucos, "token_ids": score.response_token_ids}
+    if score.prompt_tucos is not None:
+        entry["trace"] = finite_or_null(score.prompt_tucos)
     return entry

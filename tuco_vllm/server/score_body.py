@@ -22,6 +22,7 @@ values each, the worst bodies within these limits (350,000 keys; long integers; 
 ``json.loads`` takes up to ten times that for long numbers. Commas, brackets and colons of texts count too."""
 
 Prompt = str | list[int] | list[dict[str, Any]]
+Followed = str | list[int]
 
 
 class ScoreBody(BaseModel):
@@ -30,6 +31,10 @@ class ScoreBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     input: Prompt | list[Prompt] = Field(description="A string, token ids, a chat, or a list of these.")
+    response: Followed | list[Followed | None] | None = Field(
+        None, description="What follows: a string or token ids; for a list of inputs a list of as many."
+    )
+    trace: bool = Field(False, description="Whether each score brings TuCo at every token of its prompt.")
     model: str | None = Field(None, description="A served model's name; there is one.")
     layers: bool = Field(True, description="Whether each score brings the norms of every layer.")
     priority: int = Field(0, description="Lower is earlier, under --scheduling-policy priority.")
@@ -46,6 +51,14 @@ class LayerNorms(BaseModel):
     cosines: list[float | None]
 
 
+class ResponseScores(BaseModel):
+    """TuCo of each of a response's tokens, and their mean."""
+
+    mean: float | None
+    tokens: list[float | None]
+    token_ids: list[int]
+
+
 class Score(BaseModel):
     """One input's score; null where a model overflowed, or there is nothing to divide by."""
 
@@ -59,6 +72,8 @@ class Score(BaseModel):
     cancellation: float | None
     prompt_tokens: int
     layers: LayerNorms | None = None
+    response: ResponseScores | None = None
+    trace: list[float | None] | None = None
 
 
 class Usage(BaseModel):
@@ -85,7 +100,10 @@ class Asked(NamedTuple):
     inputs: list[Any]
     several: bool
     """Whether the inputs came in a list."""
+    responses: list[Any]
+    """As many; None where an input has none."""
     layers: bool
+    trace: bool
     priority: int
 
     def place(self, index: int) -> str:
@@ -130,8 +148,9 @@ def read_request(fields: Any, models: list[str], most_inputs: int) -> Asked:
     if model not in models:
         raise RequestError(f"The model `{model}` does not exist.", "model", status=404)
     layers, priority = fields.get("layers", True), fields.get("priority", 0)
-    if not isinstance(layers, bool):
-        raise RequestError(f"layers is {kind_of(layers)}, not a boolean", "layers")
+    for name, value in (("layers", layers), ("trace", fields.get("trace", False))):
+        if not isinstance(value, bool):
+            raise RequestError(f"{name} is {kind_of(value)}, not a boolean", name)
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
         raise RequestError(f"priority is {kind_of(priority)}, not an integer of 64 bits", "priority")
     if "input" not in fields:
@@ -146,4 +165,15 @@ def read_request(fields: Any, models: list[str], most_inputs: int) -> Asked:
             "or set VLLM_MAX_COMPLETION_PROMPTS",
             "input",
         )
-    return Asked(model, inputs if several else [inputs], several, layers, priority)
+    inputs = inputs if several else [inputs]
+    responses = _responses(fields.get("response"), len(inputs), several)
+    return Asked(model, inputs, several, responses, layers, fields.get("trace", False), priority)
+
+
+def _responses(given: Any, count: int, several: bool) -> list[Any]:
+    if given is None or not several:
+        return [given] * count
+    if isinstance(given, list) and len(given) == count:
+        return given
+    told = f"a list of {len(given)}" if isinstance(given, list) else kind_of(given)
+    raise RequestError(f"response is {told}, not a list of {count}, as input is", "response")
