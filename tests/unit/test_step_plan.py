@@ -9,24 +9,30 @@ from tuco_vllm.steering import Steering
 PLAIN, SCORED, STEERED = Steering(), Steering(1.0, True), Steering(0.5)
 
 
-def spelled_out(lengths, logits, steerings):
+def spelled_out(lengths, logits, steerings, asked):
     """The same plan by loops over tokens."""
     token = logit = 0
     tokens, rows, alphas, scored, logit_rows, starts, requests = [], [], [], [], [], [0], []
+    scored_starts, sampled = [0], []
     for place, (length, count, steering) in enumerate(zip(lengths, logits, steerings, strict=True)):
         if steering.alpha != 1 or steering.scored:
             requests.append(place)
             for i in range(length):
                 tokens.append(token + i)
-                if steering.alpha != 1 or i >= length - count:
-                    if i >= length - count:
-                        scored.append(len(rows))
-                        logit_rows.append(logit + i - (length - count))
+                has_logits, is_scored = i >= length - count, i >= length - max(count, asked[place])
+                if has_logits:
+                    sampled.append(len(scored))
+                    logit_rows.append(logit + i - (length - count))
+                if is_scored:
+                    scored.append(len(rows))
+                if steering.alpha != 1 or is_scored:
                     rows.append(token + i)
                     alphas.append(steering.alpha)
             starts.append(len(rows))
+            scored_starts.append(len(scored))
         token, logit = token + length, logit + count
-    return requests, tokens, rows, [tokens.index(row) for row in rows], starts, alphas, scored, logit_rows
+    places = [tokens.index(row) for row in rows]
+    return requests, tokens, rows, places, starts, alphas, scored, scored_starts, sampled, logit_rows
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -36,8 +42,10 @@ def test_plan_is_its_definition(seed):
     logits = random.integers(1, 4, count)
     lengths = logits + random.integers(0, 6, count)
     steerings = [[PLAIN, SCORED, STEERED, Steering(1.5, True)][i] for i in random.integers(0, 4, count)]
-    plan = plan_step(np.concatenate([[0], np.cumsum(lengths)]), logits, steerings)
-    wanted = spelled_out(lengths, logits, steerings)
+    asked = random.integers(0, lengths + 1) * random.integers(0, 2, count)
+    given = asked if seed % 2 else None
+    plan = plan_step(np.concatenate([[0], np.cumsum(lengths)]), logits, steerings, given)
+    wanted = spelled_out(lengths, logits, steerings, asked if seed % 2 else 0 * asked)
     if not wanted[0]:
         assert plan is None
         return

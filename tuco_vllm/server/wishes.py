@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tuco_vllm.errors import InputError
 from tuco_vllm.server.errors import RequestError
-from tuco_vllm.steering import ALPHA, PLAIN, TUCO, Steering, parse_alpha, parse_tuco, steering_of
+from tuco_vllm.steering import ALPHA, PLAIN, ROWS, TUCO, Steering, parse_alpha, parse_tuco, steering_of
 
 _XARGS, _LAYERS = "vllm_xargs", "layers"
 
@@ -43,6 +43,7 @@ def read_wish(body: bytes, max_alpha: float) -> Wish | None:
         return None
     xargs = request.get(_XARGS)
     places = (request, dict(xargs)) if isinstance(xargs, dict) else (request, {})
+    _refuse_ours(places)
     if not any(name in place for name in (ALPHA, TUCO) for place in places):
         return None
     if not isinstance(xargs, dict | None):
@@ -77,6 +78,7 @@ def refuse_elsewhere(body: bytes) -> None:
     params: Any = request.get("sampling_params")
     extra = params.get("extra_args") if isinstance(params, dict) else None
     places: tuple[Any, ...] = (request, request.get(_XARGS), params, extra)
+    _refuse_ours(places)
     for place in places:
         for name in (ALPHA, TUCO) if isinstance(place, dict) else ():
             with suppress(InputError):
@@ -85,6 +87,12 @@ def refuse_elsewhere(body: bytes) -> None:
             raise RequestError(
                 f"{name} is not known here, but at /v1/completions and /v1/chat/completions", name
             )
+
+
+def _refuse_ours(places: tuple[Any, ...]) -> None:
+    for place in places:
+        if isinstance(place, dict) and place.get(ROWS) is not None:
+            raise RequestError(f"{ROWS} is no field: /v1/tuco/score has response and trace", ROWS)
 
 
 def _parsed(body: bytes) -> dict[str, Any] | None:
@@ -102,7 +110,7 @@ def _parsed(body: bytes) -> dict[str, Any] | None:
 
 def _may_name_a_field(body: bytes) -> bool:
     """Whether parsing is worth while: the names stand there plain, escaped, or in UTF-16 or -32."""
-    return any(mark in body for mark in (b'"alpha"', b'"tuco"', b"\\u00", b"\0"))
+    return any(mark in body for mark in (b'"alpha"', b'"tuco"', b'"tuco_rows"', b"\\u00", b"\0"))
 
 
 def _one_value(name: str, places: tuple[dict[str, Any], ...], parse: Any, absent: Any) -> Any:
