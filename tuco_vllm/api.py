@@ -118,8 +118,6 @@ class TucoLLM:
         before anything is scored.
         """
         encoded = self._encode_with(prompts, responses)
-        if self.task == "generate" and (trace or any(answer for _, answer in encoded)):
-            raise InputError('a TucoLLM that generates scores prompts only: use task="score"')
         items = [
             ScoredTokens.of(prompt, answer, trace=trace) if answer or trace else prompt
             for prompt, answer in encoded

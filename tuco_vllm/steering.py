@@ -39,6 +39,11 @@ class Steering(NamedTuple):
         """Whether PT's keys and values must be in the cache for this request."""
         return self.scored or self.alpha != 1.0
 
+    def extra_args(self) -> dict[str, Any]:
+        """Of vLLM's SamplingParams, what says it."""
+        rows = {} if self.rows is None else {ROWS: [*self.rows]}
+        return {ALPHA: self.alpha, TUCO: self.scored, **rows}
+
     def cache_salt(self, users: str | None) -> str:
         """What a prefix-cache block must match besides its tokens.
 

@@ -5,18 +5,18 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams
 
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.arguments import pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
+from tuco_vllm.engine.row_pieces import received, score_wish
 from tuco_vllm.engine.score_feed import tuco_of_rows
 from tuco_vllm.errors import EngineError
-from tuco_vllm.steering import ALPHA, TUCO, Steering
+from tuco_vllm.records import EngineInput, ScoredTokens
+from tuco_vllm.steering import Steering
 
 __all__ = ["Generator", "RequestOutput", "SamplingParams", "attach_scores", "with_steering"]
 
@@ -61,21 +61,22 @@ class Generator:
             outputs = self.llm.generate([tokens_input(ids) for ids in prompts], wishes, use_tqdm=progress)
         except EngineDeadError as error:
             raise EngineError(f"the vLLM engine died: {error}") from error
-        for output in outputs:
-            for completion in output.outputs:
+        for output, steering in zip(outputs, steerings, strict=True):
+            for completion in output.outputs if steering.rows is None else ():
                 attach_scores(completion)
         return outputs
 
-    def stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, Tensor]]:
-        """Norms ``[L, 7]`` of each prompt, in input order: what the first token's row says of it."""
+    def stream(self, items: Iterable[tuple[Key, EngineInput]]) -> Iterator[tuple[Key, Any]]:
+        """Of each prompt's token ids its norms ``[L, 7]``, of ScoredTokens RowScores; in input order."""
         params = SamplingParams(max_tokens=1, detokenize=False)
         source = iter(items)
         while batch := list(islice(source, _STREAM_BATCH)):
-            ids = [token_ids for _, token_ids in batch]
-            wishes = [Steering(scored=True)] * len(ids)
+            wishes, ids = zip(*(score_wish(asked) for _, asked in batch), strict=True)
             outputs = self.generate(ids, [params] * len(ids), wishes, progress=False)
-            for (key, _), output in zip(batch, outputs, strict=True):
-                yield key, torch.from_numpy(output.outputs[0].tuco_norms[0])
+            for (key, asked), output in zip(batch, outputs, strict=True):
+                completion = output.outputs[0]
+                rows = completion.routed_experts if isinstance(asked, ScoredTokens) else completion.tuco_norms
+                yield key, received(rows, asked)
 
     def close(self) -> None:
         """End the engine's processes. Idempotent."""
@@ -87,7 +88,7 @@ class Generator:
 def with_steering(params: SamplingParams, steering: Steering) -> SamplingParams:
     """A copy of ``params`` that asks for ``steering``."""
     copy = params.clone()
-    copy.extra_args = {**(copy.extra_args or {}), ALPHA: steering.alpha, TUCO: steering.scored}
+    copy.extra_args = {**(copy.extra_args or {}), **steering.extra_args()}
     return copy
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.step_plan import StepPlan
-from tuco_vllm.steering import Asked
+from tuco_vllm.errors import EngineError
+from tuco_vllm.records import EngineInput, RowScores, ScoredTokens
+from tuco_vllm.steering import Asked, Steering
 
 
 class RowPieces:
@@ -93,6 +95,30 @@ def readings_of_step(
 
 LOST = -1.0
 """No TuCo: what stands for the score of a row that did not come."""
+
+
+def score_wish(asked: EngineInput) -> tuple[Steering, list[int]]:
+    """What an engine that generates is asked for a prompt's score: a wish, and token ids to add one to."""
+    if isinstance(asked, ScoredTokens):
+        rows = asked.first_row, asked.prompt_tokens - 1
+        return Steering(scored=True, rows=rows), asked.token_ids
+    return Steering(scored=True), asked
+
+
+def received(rows: Any, asked: EngineInput) -> Any:
+    """What came with that token: norms ``[L, 7]`` of a prompt, or the RowScores of ScoredTokens.
+
+    Raises EngineError for scores that did not come.
+    """
+    if rows is None:
+        raise EngineError("the engine gave no scores")
+    if not isinstance(asked, ScoredTokens):
+        return torch.from_numpy(rows[0])
+    count = len(asked.token_ids) - asked.first_row
+    norms, tucos = torch.from_numpy(rows[0]).split([rows.shape[1] - count, count])
+    if (tucos == LOST).any():
+        raise EngineError("the engine has lost rows of a request: please report this")
+    return RowScores(norms.unflatten(0, (-1, len(NORM_COLUMNS))), tucos)
 
 
 def with_rows(scores_QN: Tensor, norms_CN: Tensor, readings: Sequence[Reading]) -> Tensor:

@@ -17,17 +17,15 @@ import uvloop
 from vllm import SamplingParams
 
 from tuco_vllm.config import ModelPair
-from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine import compat
 from tuco_vllm.engine.arguments import FIXED, complete, pair_settings
 from tuco_vllm.engine.flag_errors import TLS, flag, reason, refuse_unusable
 from tuco_vllm.engine.parent_watch import own_engines
 from tuco_vllm.engine.plugin import let_vllm_load_us
-from tuco_vllm.engine.row_pieces import LOST
+from tuco_vllm.engine.row_pieces import received, score_wish
 from tuco_vllm.engine.score_feed import feed_scores
 from tuco_vllm.errors import EngineError, InputError
-from tuco_vllm.records import EngineInput, RowScores, ScoredTokens
-from tuco_vllm.steering import ROWS, TUCO
+from tuco_vllm.records import EngineInput
 
 _OURS = (*FIXED, "model_tag", "scheduler_cls", "worker_cls", "headless", "api_server_count", "grpc")
 """Flags whose values are ours."""
@@ -63,12 +61,9 @@ class ServedEngine:
 
         ``priority`` is the request's own, over which its header goes; traces go on from the ``headers``.
         """
-        wishes: dict[str, Any] = {TUCO: True}
-        token_ids = asked
-        if isinstance(asked, ScoredTokens):
-            wishes[ROWS] = [asked.first_row, asked.prompt_tokens - 1]
-            token_ids = asked.token_ids
-        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args=wishes)
+        wish, token_ids = score_wish(asked)
+        extra = wish.extra_args()
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args=extra)
         with suppress(KeyError, ValueError):  # as vLLM takes it
             priority = int(headers["x-vllm-priority"])
         outputs = self._engine.generate(
@@ -81,15 +76,7 @@ class ServedEngine:
         rows = None
         async for output in outputs:
             rows = output.outputs[0].routed_experts
-        if rows is None:
-            raise EngineError("the engine gave no scores")
-        if not isinstance(asked, ScoredTokens):
-            return rows[0]
-        count = len(asked.token_ids) - asked.first_row
-        norms, tucos = rows[0, :-count], rows[0, -count:]
-        if (tucos == LOST).any():
-            raise EngineError("the engine has lost rows of a request: please report this")
-        return RowScores(norms.reshape(-1, len(NORM_COLUMNS)), tucos)
+        return received(rows, asked)
 
 
 def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> Namespace:
