@@ -60,21 +60,7 @@ class ScoresAreTrue:
         engine.check(prompts)
 
     def test_responses_and_traces(self, engine: ScoringEngine) -> None:
-        """Answers to one prompt and to others, beside prompts alone; then again, when all is cached."""
-        [short, long] = tiny_models.prompts(2, seed=8, longest=120)
-        answers = [long[:count] for count in (1, 2, 33, 100)] + [short]
-        asked: list[Any] = [ScoredTokens.of(long, answer) for answer in answers]
-        asked += [
-            ScoredTokens.of(short, answer, trace=trace) for answer in answers for trace in (False, True)
-        ]
-        asked[2:2], asked[7:7] = tiny_models.prompts(2, seed=9), [ScoredTokens.of(long, None, trace=True)]
-        for _ in range(2):
-            found = [scores for _, scores in engine.scorer.stream(enumerate(asked))]
-            for wish, scores in zip(asked, found, strict=True):
-                if isinstance(wish, ScoredTokens):
-                    assert_rows_close(scores, wish, engine.pair, engine.dtype)
-                else:
-                    assert_close(scores[None], engine.pair, [wish], engine.dtype)
+        assert_responses_are_true(engine.scorer.stream, engine.pair, engine.dtype)
 
     def test_streams_side_by_side(self, engine: ScoringEngine) -> None:
         """A step that one of them makes finishes prompts of the other."""
@@ -96,6 +82,23 @@ class ScoresAreTrue:
         shorter = [prompt[1:] or prompt for prompt in prompts]
         moved = (tuco(norms) - tuco(true_norms(engine.pair, shorter))).abs()
         assert moved[1:].max() > 1e-4
+
+
+def assert_responses_are_true(stream: Any, pair: tuple[str, str], dtype: str) -> None:
+    """Answers to one prompt and to others, beside prompts alone; then again, when all is cached."""
+    [short, long] = tiny_models.prompts(2, seed=8, longest=120)
+    answers = [long[:count] for count in (1, 2, 33, 100)] + [short]
+    asked: list[Any] = [ScoredTokens.of(long, answer) for answer in answers]
+    for trace in (False, True):
+        asked += [ScoredTokens.of(short, answer, trace=trace) for answer in answers]
+    asked[2:2], asked[7:7] = tiny_models.prompts(2, seed=9), [ScoredTokens.of(long, None, trace=True)]
+    for _ in range(2):
+        found = [scores for _, scores in stream(enumerate(asked))]
+        for wish, scores in zip(asked, found, strict=True):
+            if isinstance(wish, ScoredTokens):
+                assert_rows_close(scores, wish, pair, dtype)
+            else:
+                assert_close(scores[None], pair, [wish], dtype)
 
 
 def assert_true_when_preempted(pair: tuple[str, str], dtype: str, engine_args: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import steered
 import tiny_models
 import tolerances
 from engines import in_this_process
+from scored import assert_responses_are_true
 from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
@@ -50,6 +51,36 @@ def test_a_mixed_batch_is_the_oracles(served) -> None:
         only(llm.generate(prompts, GREEDY, alphas)), prompts, alphas, strict=True
     ):
         steered.assert_true(pair, prompt, alpha, completion.token_ids, completion.tuco_norms)
+
+
+def test_responses_and_traces_are_the_oracles(served) -> None:
+    pair, llm = served
+    assert_responses_are_true(llm._engine.stream, pair, "float32")
+
+
+def test_a_response_that_was_generated_has_the_scores_it_came_with(served) -> None:
+    _, llm = served
+    prompts = steered.prompts(6, longest=60, seed=4)
+    params = SamplingParams(max_tokens=12, temperature=1.0, ignore_eos=True, seed=5)
+    completions = only(llm.generate(prompts, params))
+    scores = llm.score(prompts, [list(completion.token_ids) for completion in completions], trace=True)
+    for completion, score, prompt in zip(completions, scores, prompts, strict=True):
+        assert score.response_tucos == pytest.approx(completion.tuco, abs=tolerances.TUCO_FLOAT32)
+        assert score.response_tucos[0] == score.tuco == score.prompt_tucos[-1]
+        assert len(score.prompt_tucos) == len(prompt)
+
+
+def test_rows_that_cannot_be_read_end_their_request(served) -> None:
+    """Only we ask for rows of a prompt; who does it by hand, and wrong, harms nobody else."""
+    _, llm = served
+    [prompt] = steered.prompts(1, longest=20, seed=6)
+    bad = [[5, 2], [0, 10**6], "all", [-1, 3], [0.0, 1.0]]
+    params = [SamplingParams(max_tokens=1, extra_args={"tuco_rows": rows}) for rows in bad]
+    params.append(SamplingParams(max_tokens=4, extra_args={"tuco_rows": [0, len(prompt) - 1]}))
+    params.append(SamplingParams(max_tokens=1))
+    outputs = llm._engine.llm.generate([{"prompt_token_ids": prompt}] * len(params), params, use_tqdm=False)
+    reasons = [output.outputs[0].finish_reason for output in outputs]
+    assert reasons == ["error"] * (len(bad) + 1) + ["length"]
 
 
 def test_a_mixed_batch_is_its_requests_alone(served) -> None:

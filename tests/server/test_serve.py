@@ -206,6 +206,26 @@ def test_prompt_scores_are_the_oracles(server):
     assert raw["tuco"] == pytest.approx(choice["tuco"]["prompt"], abs=tolerances.TUCO_FLOAT32)
 
 
+def test_a_response_has_the_scores_it_was_generated_with(server):
+    prompts = steered.prompts(4, longest=90, seed=27)
+    completed = server.complete(prompt=prompts, tuco=True, return_token_ids=True, **GREEDY)["choices"]
+    ids = [choice["token_ids"] for choice in completed]
+    answer = server.post("/v1/tuco/score", {"input": prompts, "response": ids, "trace": True}).json()
+    for entry, choice, prompt in zip(answer["data"], completed, prompts, strict=True):
+        tucos = entry["response"]["tokens"]
+        assert tucos == pytest.approx(choice["tuco"]["tokens"], abs=tolerances.TUCO_FLOAT32)
+        assert entry["response"]["token_ids"] == choice["token_ids"]
+        assert (len(entry["trace"]), entry["trace"][-1]) == (len(prompt), entry["tuco"])
+    chat = [*CHAT, {"role": "assistant", "content": "the cat sat"}]
+    [turn] = server.post("/v1/tuco/score", {"input": chat}).json()["data"]
+    [apart] = server.post(
+        "/v1/tuco/score", {"input": CHAT, "response": turn["response"]["token_ids"]}
+    ).json()["data"]
+    assert turn["response"]["tokens"] == pytest.approx(
+        apart["response"]["tokens"], abs=tolerances.TUCO_FLOAT32
+    )
+
+
 BAD = [float("nan"), float("inf"), float("-inf"), -0.1, 2.1, "1", True, [1]]
 
 
