@@ -93,6 +93,7 @@ def run(spec: dict[str, Any]) -> Any:
     """``spec``: pt, ft, engine_args and either
 
     rounds: lists of token-id prompts; returns each round's norms; or
+    rows: ScoredTokens, twice by an engine of ``task``; returns (norms, scores) of each, of both rounds; or
     generate: requests, each a prompt, an alpha (None: plain FT) and fields of SamplingParams; returns what
     two rounds of them (or as many as ``times`` says) gave, a list of completions for each request, and the
     engine's counters.
@@ -100,7 +101,7 @@ def run(spec: dict[str, Any]) -> Any:
     With pad_to, a list of sizes, batches are padded (``padded_batches``).
     """
     with padded_batches(spec["pad_to"]) if "pad_to" in spec else nullcontext():
-        return generate(spec) if "generate" in spec else score(spec)
+        return next(does(spec) for key, does in WAYS.items() if key in spec)
 
 
 def score(spec: dict[str, Any]) -> list[Any]:
@@ -136,6 +137,20 @@ def generate(spec: dict[str, Any]) -> dict[str, Any]:
             "rounds": [[[completed(c) for c in output.outputs] for output in outputs] for outputs in rounds],
             "counters": {m.name: m.value for m in engine.get_metrics() if hasattr(m, "value")},
         }
+
+
+def read_rows(spec: dict[str, Any]) -> list[Any]:
+    from tuco_vllm import TucoLLM
+
+    with TucoLLM(spec["pt"], spec["ft"], task=spec["task"], **spec["engine_args"]) as llm:
+        engine = llm._engine.llm.llm_engine if spec["task"] == "generate" else llm._engine.engine
+        assert_runs_v2(engine)
+        rounds = [llm._engine.stream(enumerate(spec["rows"])) for _ in range(2)]
+        return [[(rows.norms.numpy(), rows.tucos.numpy()) for _, rows in stream] for stream in rounds]
+
+
+WAYS = {"rounds": score, "rows": read_rows, "generate": generate}
+"""What a spec's key asks for."""
 
 
 def completed(completion: Any) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import pytest
 import tiny_models
 import torch
 from cells import Cell
-from truth import assert_close
+from truth import assert_close, assert_rows_close
+
+from tuco_vllm.records import RowScores, ScoredTokens
 
 # The interpreter is slow: few and short prompts, small steps.
 CELLS = [
@@ -25,3 +27,19 @@ def test_v2_matches_the_oracle(cell: Cell, pair_dirs, on_v2) -> None:
     found = on_v2({"pt": pt, "ft": ft, "engine_args": engine_args, "rounds": rounds})
     for prompts, norms in zip(rounds, found, strict=True):
         assert_close(torch.from_numpy(norms), (pt, ft), prompts, cell.dtype)
+
+
+@pytest.mark.parametrize("task", ["score", "generate"])
+def test_v2_reads_rows(task: str, pair_dirs, on_v2) -> None:
+    """Responses and traces, cut into chunks; then again, from the cache."""
+    cell = Cell("llama", chunk=48)
+    pair = pair_dirs(cell.pair, cell.dtype)
+    short, long = tiny_models.prompts(2, seed=8, longest=90)
+    asked = [ScoredTokens.of(long, answer) for answer in (long[:1], long[:40], short)]
+    asked += [ScoredTokens.of(short, long, trace=True), ScoredTokens.of(long, None, trace=True)]
+    engine_args = {**cell.engine_args(), "max_num_seqs": 4}
+    spec = {"pt": pair[0], "ft": pair[1], "engine_args": engine_args, "task": task, "rows": asked}
+    for found in on_v2(spec):
+        for wish, (norms, tucos) in zip(asked, found, strict=True):
+            scores = RowScores(torch.from_numpy(norms), torch.from_numpy(tucos))
+            assert_rows_close(scores, wish, pair, cell.dtype)

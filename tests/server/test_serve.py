@@ -208,7 +208,7 @@ def test_prompt_scores_are_the_oracles(server):
 
 def test_a_response_has_the_scores_it_was_generated_with(server):
     prompts = steered.prompts(4, longest=90, seed=27)
-    completed = server.complete(prompt=prompts, tuco=True, return_token_ids=True, **GREEDY)["choices"]
+    completed = server.complete(prompt=prompts, tuco=True, **GREEDY)["choices"]
     ids = [choice["token_ids"] for choice in completed]
     answer = server.post("/v1/tuco/score", {"input": prompts, "response": ids, "trace": True}).json()
     for entry, choice, prompt in zip(answer["data"], completed, prompts, strict=True):
