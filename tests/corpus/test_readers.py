@@ -155,7 +155,7 @@ def test_ten_thousand_broken_rows_in_a_row(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 100_000)[:-100]),
+        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 100_000, mtime=0)[:-100]),
         ("cut.txt.zst", pa.Codec("zstd").compress(bytes(range(256)) * 100, asbytes=True)[:-20]),
         ("cut.jsonl.bz2", bz2.compress(b'{"prompt": "x"}\n' * 100_000)[:-10]),
         ("no.jsonl.gz", b"this is no gzip"),
@@ -259,10 +259,10 @@ def stored():
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 100_000)[:-100]),
-        ("cut.txt.gz", gzip.compress(b"x\n" * 100)[:-1]),  # within its checksum
+        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 100_000, mtime=0)[:-100]),
+        ("cut.txt.gz", gzip.compress(b"x\n" * 100, mtime=0)[:-1]),  # within its checksum
         ("cut.txt.zst", pa.Codec("zstd").compress(bytes(range(256)) * 100, asbytes=True)[:-20]),
-        ("cut.parquet.gz", gzip.compress(bytes(range(256)) * 100)[:-20]),
+        ("cut.parquet.gz", gzip.compress(bytes(range(256)) * 100, mtime=0)[:-20]),
         ("no.parquet", b"this is no Parquet"),
     ],
 )
