@@ -21,9 +21,9 @@ demo: install
 quick: install
 	$(VENV)/bin/pytest -q -m "not gpu and not slow and (quick or not engine)"
 
-# Two processes, each with files of its own: most tests wait for a process or compute on one core.
+# Two processes: most tests wait for another process, or compute on one core.
 test: install
-	$(VENV)/bin/pytest -q -m "not gpu and not slow" -n 2 --dist loadfile
+	$(VENV)/bin/pytest -q -m "not gpu and not slow" -n 2 --dist loadgroup
 
 # The whole parity product: hours on two cores. It can be stopped, and goes on.
 test-full: install

@@ -53,13 +53,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What all tests of a folder or of a fixture are for, their authors need not write."""
     if shard := config.getoption("--shard"):
         items[:] = [item for item in items if shard_of(item) == shard]
+    # `make test` has two processes. What shares an engine shares one: a cell, those with a server, else a file.
+    served = {item.path for item in items if "server" in item.fixturenames}
     for item in items:
+        group = "server" if item.path in served else f"{item.path.name} {shard_of(item)}"
+        item.add_marker(pytest.mark.xdist_group(group))
         if item.path.parent.name in ("parity", "gpu") or "server" in item.fixturenames:
             item.add_marker(pytest.mark.engine)
 
 
 def shard_of(item: pytest.Item) -> str:
-    """The pair of a cell of the parity product."""
+    """The pair of a cell of the parity product; "others" for all other tests."""
     parameters = getattr(item, "callspec", None)
     cell = parameters.params.get("engine") if parameters else None
     return getattr(cell, "pair", "others")

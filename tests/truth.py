@@ -75,20 +75,22 @@ def true_rows(
     return tuco(oracle(*pair, dtype).steer(token_ids, 1.0)[0])
 
 
-def assert_rows_close(scores: RowScores, asked: ScoredTokens, pair: tuple[str, str], dtype: str) -> None:
-    """The norms at the prompt's end and every row's TuCo are the oracle's."""
-    assert_close(scores.norms[None], pair, [asked.token_ids[: asked.prompt_tokens]], dtype)
-    token_ids = tuple(asked.token_ids)
-    truth = true_rows(pair, token_ids)[asked.first_row :]
-    assert scores.tucos.shape == truth.shape
-    allowed = tolerances.TUCO_FLOAT32
+def assert_rows_close(
+    found: Sequence[RowScores], asked: Sequence[ScoredTokens], pair: tuple[str, str], dtype: str
+) -> None:
+    """The norms at every prompt's end and every row's TuCo are the oracle's."""
+    prompts = [wish.token_ids[: wish.prompt_tokens] for wish in asked]
+    assert_close(torch.stack([scores.norms for scores in found]), pair, prompts, dtype)
+
+    def rows(of: torch.dtype) -> Tensor:
+        return torch.cat([true_rows(pair, tuple(wish.token_ids), of)[wish.first_row :] for wish in asked])
+
+    truth, allowed = rows(torch.float64), tolerances.TUCO_FLOAT32
     if dtype != "float32":
-        own = true_rows(pair, token_ids, getattr(torch, dtype))[asked.first_row :]
-        allowed = tolerances.SIXTEEN_BIT_FACTOR * float((own - truth).abs().max())
-    errors = (scores.tucos.double() - truth).abs()
-    assert errors.max() <= allowed, (
-        f"worst: {errors.max():.3g} at row {int(errors.argmax())} of {len(errors)}"
-    )
+        own = (rows(getattr(torch, dtype)) - truth).abs().max()
+        allowed = tolerances.SIXTEEN_BIT_FACTOR * float(own)
+    errors = (torch.cat([scores.tucos for scores in found]).double() - truth).abs()
+    assert errors.max() <= allowed, f"row {int(errors.argmax())} of {len(errors)} is {errors.max():.3g} off"
 
 
 def _worst(errors: Tensor, prompts: Sequence[Sequence[int]]) -> str:

@@ -105,16 +105,20 @@ if HAS_TRITON:
             cum_ptc_squares += new_cum_ptc * new_cum_ptc
             cum_ftc_squares += new_cum_ftc * new_cum_ftc
             products += new_cum_ptc * new_cum_ftc
-        cum_ptc_l2_norm = tl.sqrt(tl.sum(cum_ptc_squares, axis=0))
-        cum_ftc_l2_norm = tl.sqrt(tl.sum(cum_ftc_squares, axis=0))
         norms += row * norms_stride
         tl.store(norms, tl.sum(ptc_norm, axis=0))
         tl.store(norms + 1, tl.sum(ftc_norm, axis=0))
         tl.store(norms + 2, tl.sum(cum_ptc_norm, axis=0))
         tl.store(norms + 3, tl.sum(cum_ftc_norm, axis=0))
-        tl.store(norms + 4, cum_ptc_l2_norm)
-        tl.store(norms + 5, cum_ftc_l2_norm)
-        tl.store(norms + 6, tl.sum(products, axis=0) / cum_ptc_l2_norm / cum_ftc_l2_norm)
+        _store_l2_and_cosine(norms + 4, cum_ptc_squares, cum_ftc_squares, products)
+
+    @triton.jit
+    def _store_l2_and_cosine(out, cum_ptc_squares, cum_ftc_squares, products):
+        cum_ptc_l2_norm = tl.sqrt(tl.sum(cum_ptc_squares, axis=0))
+        cum_ftc_l2_norm = tl.sqrt(tl.sum(cum_ftc_squares, axis=0))
+        tl.store(out, cum_ptc_l2_norm)
+        tl.store(out + 1, cum_ftc_l2_norm)
+        tl.store(out + 2, tl.sum(products, axis=0) / cum_ptc_l2_norm / cum_ftc_l2_norm)
 
 
 def accumulate_contribution_triton(

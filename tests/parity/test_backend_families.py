@@ -37,8 +37,15 @@ def test_steering_is_true(name: str, pair_dirs, on_backend) -> None:
         assert steered.logits(pair, prompt, 1.0, tokens).argmax(dim=-1).tolist() == tokens
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", BACKEND)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float32") for name in BACKEND),
+        ("olmo3", "bfloat16"),
+        pytest.param("olmo2", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("smollm3", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_ft_stream_is_the_backends(name: str, dtype: str, pair_dirs, on_backend) -> None:
     """Of the last layer, on rows, the code of attention is ours, and calls its module nowhere."""
     on_backend(assert_stream_is_stock, *pair_dirs(name, dtype), dtype, of_last=("mlp",))

@@ -4,7 +4,7 @@ from contextlib import closing
 
 import tiny_models
 from cells import Cell
-from scored import ScoringEngine
+from scored import ScoringEngine, assert_responses_are_true
 
 
 def test_two_stages_are_the_oracles(pair_dirs) -> None:
@@ -16,3 +16,4 @@ def test_two_stages_are_the_oracles(pair_dirs) -> None:
         prompts = tiny_models.prompts(24)
         engine.check(prompts)
         engine.check(prompts)
+        assert_responses_are_true(engine.scorer.stream, pair, "float32")

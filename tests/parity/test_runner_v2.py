@@ -40,6 +40,5 @@ def test_v2_reads_rows(task: str, pair_dirs, on_v2) -> None:
     engine_args = {**cell.engine_args(), "max_num_seqs": 4}
     spec = {"pt": pair[0], "ft": pair[1], "engine_args": engine_args, "task": task, "rows": asked}
     for found in on_v2(spec):
-        for wish, (norms, tucos) in zip(asked, found, strict=True):
-            scores = RowScores(torch.from_numpy(norms), torch.from_numpy(tucos))
-            assert_rows_close(scores, wish, pair, cell.dtype)
+        scores = [RowScores(*map(torch.from_numpy, each)) for each in found]
+        assert_rows_close(scores, asked, pair, cell.dtype)
