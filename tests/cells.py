@@ -70,9 +70,7 @@ COVER = [
 ]
 
 SLOW = {
-    Cell(
-        "llama", compiled=True, chunk=32
-    ): "a minute of compiling; test_pipeline_stages compiles it in stages",
+    Cell("llama", compiled=True, chunk=32): "a minute of compiling; test_pipeline_stages compiles it too",
     Cell("gemma2", compiled=True, dtype="bfloat16", tensor_parallel=2, chunk=48): "a minute of compiling",
     Cell("mistral", tensor_parallel=2): "the start of three processes, as llama_mha's",
 }

@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What all tests of a folder or of a fixture are for, their authors need not write."""
     if shard := config.getoption("--shard"):
         items[:] = [item for item in items if shard_of(item) == shard]
-    # `make test` has two processes. What shares an engine shares one: a cell, those with a server, else a file.
+    # `make test` has two processes. Who shares an engine shares one: a cell, those with a server, a file.
     served = {item.path for item in items if "server" in item.fixturenames}
     for item in items:
         group = "server" if item.path in served else f"{item.path.name} {shard_of(item)}"

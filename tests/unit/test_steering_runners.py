@@ -56,7 +56,7 @@ class V1(steering_v1._SteeringRunner, StockRunner):
 
 class V2(steering_v2.SteeringModelState):
     def __init__(self) -> None:
-        self._steerings = {}
+        self._steerings, self._pieces = {}, {}
         self.model = SimpleNamespace(rows=SimpleNamespace(plan=None))
 
     def step(self, new, names, gone=(), resumed=()):
