@@ -17,6 +17,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tuco_vllm.records import ScoredTokens
+from tuco_vllm.steering import ROWS
+
 Prompts = list[list[int]]
 Norms = list[list[list[float]]]
 """[prompt][layer][column of decomposition.NORM_COLUMNS]"""
@@ -129,7 +132,11 @@ def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
 
     def run(prompts: Prompts) -> list[Any]:
         for index, prompt in enumerate(prompts):
-            engine.add_request(str(index), {"prompt_token_ids": prompt}, PoolingParams(task=task))
+            ids, params = prompt, PoolingParams(task=task)
+            if isinstance(prompt, ScoredTokens):
+                rows = {ROWS: [prompt.first_row, prompt.prompt_tokens - 1]}
+                ids, params = prompt.token_ids, PoolingParams(task=task, extra_kwargs=rows)
+            engine.add_request(str(index), {"prompt_token_ids": ids}, params)
         results: dict[str, Any] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():

@@ -49,6 +49,29 @@ class Shape:
         share = key_value / layer
         return 1 / (1 + share - (1 - share) / self.layers)
 
+    def response_bound(self, prompt: int, response: int, *, again: bool) -> float:
+        """The same with a response of n tokens after a prompt of m, relative to a prefill of all m + n.
+
+            stock = L ((m + n) G + a(1, m + n)),    a(i, j) = FLOPs of attention from tokens i to j
+            ours  = (L - 1) (T G + a(1, T)) + (L + 1) (T K + n (G - K) + a(m, T)),    T = m + n - 1
+
+        G is a layer's products a token, K those of its keys and values. FT's first L - 1 layers see T tokens
+        (the last one is only written); PT's L and FT's last see keys and values of T and the rest of n. With
+        ``again`` FT's other layers run on the rows a second time, in float32, whose products count as if
+        they took no longer: they do.
+        """
+        G, key_value = self.layer_flops(-1.0)  # (n + 1) / 2 tokens of attention are none
+        tokens, rows = prompt + response - 1, response
+
+        def attention(first: int, last: int) -> float:
+            return 4 * self.heads * self.head_dim * sum(range(first, last + 1))
+
+        of_rows = rows * (G - key_value) + attention(prompt, tokens)
+        stock = self.layers * ((prompt + response) * G + attention(1, prompt + response))
+        ours = (self.layers - 1) * (tokens * G + attention(1, tokens))
+        ours += (self.layers + 1) * (tokens * key_value + of_rows)
+        return stock / (ours + again * (self.layers - 1) * of_rows)
+
 
 SHAPES = {
     "gqa": Shape(hidden=512, layers=12, heads=8, kv_heads=2, head_dim=64, ffn=1408),
