@@ -10,7 +10,7 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -20,7 +20,7 @@ from typing import Any
 from tuco_vllm.records import ScoredTokens
 from tuco_vllm.steering import ROWS
 
-Prompts = list[list[int]]
+Prompts = Sequence[list[int] | ScoredTokens]
 Norms = list[list[list[float]]]
 """[prompt][layer][column of decomposition.NORM_COLUMNS]"""
 Run = Callable[[Prompts], Any]

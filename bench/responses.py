@@ -97,7 +97,7 @@ def rounds(
         ]
         for contender in contenders:
             stock = contender.name == "stock"
-            asked: Any = [sum(text, []) if stock else ScoredTokens.of(*text) for text in texts]
+            asked: Any = [[*text[0], *text[1]] if stock else ScoredTokens.of(*text) for text in texts]
             turn = contender.turn(asked)
             if number:
                 turns[contender.name].append(turn)
