@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_scorer import byte_level_tokenizer, fake_score, fake_tuco
 
+from tuco_vllm.analysis.tables import summarise
 from tuco_vllm.corpus.columns import Columns
 
 TOKENIZER = byte_level_tokenizer()
@@ -160,3 +161,13 @@ def test_a_job_that_stopped_goes_on(score, tmp_path):
     assert [row["response"] for row in rows] == [f"r{n}" for n in range(30)]
     for n, row in enumerate(rows):
         expect_response(row, TOKENIZER.encode(f"p{n}"), tokens(f"r{n}"))
+
+
+def test_the_closing_table_has_them(scored, tmp_path):
+    rows = [{"prompt": f"p{n}", "response": "a b" if n % 2 else None} for n in range(9)]
+    found = [row["response_tuco"] for row in scored(rows) if row["response_tuco"] is not None]
+    summary = summarise(tmp_path / "out")
+    assert summary.responses == len(found) == 4
+    assert (summary.response_tuco["min"], summary.response_tuco["max"]) == (min(found), max(found))
+    scored([{"prompt": "a", "response_tuco": "not a number"}], overwrite=True)
+    assert summarise(tmp_path / "out").responses == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -41,29 +42,57 @@ class Summary:
     """Error texts, numbers in them replaced by N, with their counts."""
     tuco: dict[str, float] = field(default_factory=dict)
     """"min", "5%", ... "95%", "max"; empty where nothing was scored."""
+    responses: int = 0
+    """Rows whose response was scored."""
+    response_tuco: dict[str, float] = field(default_factory=dict)
+    """As ``tuco``, of the responses' means."""
 
 
 def summarise(directory: Path) -> Summary:
     """Read a run's parts, a batch at a time."""
     summary = Summary()
-    histogram = np.zeros(_STEPS + 1, dtype=np.int64)
-    low, high = np.inf, -np.inf
+    prompts, responses = _Spread(), _Spread()
     for path in _parts(directory):
         with pq.ParquetFile(path) as part:
-            for batch in part.iter_batches(columns=["prompt_tokens", "tuco", "error"]):
+            means = ["response_tuco"] if "response_tuco" in _fixed(part.schema_arrow) else []
+            for batch in part.iter_batches(columns=["prompt_tokens", "tuco", "error", *means]):
                 summary.rows += batch.num_rows
                 summary.prompt_tokens += pc.sum(batch["prompt_tokens"]).as_py() or 0
                 reasons = batch["error"].drop_null()
                 summary.errors += len(reasons)
                 for reason in pc.value_counts(pc.replace_substring_regex(reasons, r"\d+", "N")).to_pylist():
                     summary.reasons[reason["values"]] += reason["counts"]
-                scores = batch["tuco"].drop_null().to_numpy(zero_copy_only=False)
-                if len(scores):
-                    np.add.at(histogram, np.rint(scores * _STEPS).astype(np.int64), 1)
-                    low, high = min(low, scores.min()), max(high, scores.max())
-    if histogram.any():
-        summary.tuco = {"min": float(low), **_quantiles(histogram), "max": float(high)}
+                prompts.add(batch["tuco"])
+                for name in means:
+                    responses.add(batch[name])
+    summary.tuco, summary.response_tuco = prompts.quantiles(), responses.quantiles()
+    summary.responses = int(responses.histogram.sum())
     return summary
+
+
+class _Spread:
+    """Scores, counted in small steps: a corpus of any size takes as much memory."""
+
+    def __init__(self) -> None:
+        self.histogram = np.zeros(_STEPS + 1, dtype=np.int64)
+        self._low, self._high = np.inf, -np.inf
+
+    def add(self, column: pa.Array) -> None:
+        scores = column.drop_null().to_numpy(zero_copy_only=False)
+        if len(scores):
+            np.add.at(self.histogram, np.rint(scores * _STEPS).astype(np.int64), 1)
+            self._low, self._high = min(self._low, scores.min()), max(self._high, scores.max())
+
+    def quantiles(self) -> dict[str, float]:
+        if not self.histogram.any():
+            return {}
+        return {"min": float(self._low), **_quantiles(self.histogram), "max": float(self._high)}
+
+
+def _fixed(schema: pa.Schema) -> list[str]:
+    """The columns before the input's own, which may have any name."""
+    names: list[str] = schema.names
+    return names[: names.index("error")]
 
 
 def print_summary(directory: Path, console: Console | None = None) -> Summary:
@@ -91,6 +120,10 @@ def print_summary(directory: Path, console: Console | None = None) -> Summary:
     _add_engines(table, run.get("engines") or ())
     for name, value in summary.tuco.items():
         table.add_row(f"TuCo {name}", f"{value:.4f}")
+    if summary.responses:
+        table.add_row("responses", f"{summary.responses:,}")
+    for name, value in summary.response_tuco.items():
+        table.add_row(f"response TuCo {name}", f"{value:.4f}")
     console.print(table)
     engine = _field(run, "engine")
     dtypes = str(engine.get("dtype")), str(engine.get("row_dtype", engine.get("dtype")))
