@@ -17,11 +17,11 @@ $(READY): pyproject.toml .ci/install.sh tuco_vllm/__init__.py $(wildcard kernels
 demo: install
 	$(VENV)/bin/tuco demo
 
-# All tests without an engine, and two engines.
+# All tests without an engine, and two engines. Two processes: most tests wait for another, or compute on one core.
 quick: install
-	$(VENV)/bin/pytest -q -m "not gpu and not slow and (quick or not engine)"
+	$(VENV)/bin/pytest -q -m "not gpu and not slow and (quick or not engine)" -n 2 --dist loadgroup
 
-# Two processes: most tests wait for another process, or compute on one core.
+# What is not slow.
 test: install
 	$(VENV)/bin/pytest -q -m "not gpu and not slow" -n 2 --dist loadgroup
 
