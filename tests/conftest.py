@@ -49,6 +49,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What all tests of a folder or of a fixture are for, their authors need not write."""
     if shard := config.getoption("--shard"):
