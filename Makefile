@@ -19,11 +19,11 @@ demo: install
 
 # All tests without an engine, and two engines. Two processes: most tests wait for another, or compute on one core.
 quick: install
-	$(VENV)/bin/pytest -q -m "not gpu and not slow and (quick or not engine)" -n 2 --dist loadgroup
+	$(VENV)/bin/pytest -q -m "not gpu and not slow and (quick or not engine)" -n 2 --no-loadscope-reorder
 
 # What is not slow.
 test: install
-	$(VENV)/bin/pytest -q -m "not gpu and not slow" -n 2 --dist loadgroup
+	$(VENV)/bin/pytest -q -m "not gpu and not slow" -n 2 --no-loadscope-reorder
 
 # The whole parity product: hours on two cores. It can be stopped, and goes on.
 test-full: install

@@ -49,16 +49,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What all tests of a folder or of a fixture are for, their authors need not write."""
     if shard := config.getoption("--shard"):
         items[:] = [item for item in items if shard_of(item) == shard]
-    # `make test` has two processes. Who shares an engine shares one: a cell, those with a server, a file.
-    served = {item.path for item in items if "server" in item.fixturenames}
     for item in items:
-        group = "server" if item.path in served else f"{item.path.name} {shard_of(item)}"
-        item.add_marker(pytest.mark.xdist_group(group))
         if item.path.parent.name in ("parity", "gpu") or "server" in item.fixturenames:
             item.add_marker(pytest.mark.engine)
 
@@ -68,6 +63,21 @@ def shard_of(item: pytest.Item) -> str:
     parameters = getattr(item, "callspec", None)
     cell = parameters.params.get("engine") if parameters else None
     return getattr(cell, "pair", "others")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n`` tests run in several processes: those that share an engine in one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByEngine(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            if file.startswith("tests/server/test_serve"):
+                return "the server"
+            return file + test.partition("[")[2] if file.endswith("test_oracle_parity.py") else file
+
+    return ByEngine(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
