@@ -1,4 +1,4 @@
-"""Weights that were trained, if there are any here: TUCO_REAL_PAIR=PT:FT, two directories of a family's models.
+"""Weights that were trained, where there are some: TUCO_REAL_PAIR=PT:FT, two models' directories.
 
 Random weights hide what training makes: a few dimensions of the stream that are a hundred times the others.
 """
@@ -16,8 +16,8 @@ from tuco_vllm.records import ScoredTokens
 
 PAIR = os.environ.get("TUCO_REAL_PAIR", "")
 TEXT = (
-    "It was a bright cold day in April, and the clocks were striking thirteen. How do I bake bread? Mix flour, "
-    "water, salt and yeast; let the dough rise for two hours. def area(r): return 3.14159 * r ** 2\n\n"
+    "It was a bright cold day in April, and the clocks were striking thirteen. How do I bake bread? Mix "
+    "flour, water, salt and yeast; let the dough rise for two hours. def area(r): return 3.14159 * r ** 2\n\n"
 )
 
 
@@ -44,8 +44,7 @@ def test_a_trained_pair_is_the_oracles() -> None:
         try:
             engine.check(prompts)
             engine.check(prompts)
-            assert_rows_close(
-                [rows for _, rows in engine.scorer.stream(enumerate(asked))], asked, (pt, ft), "float32"
-            )
+            found = [rows for _, rows in engine.scorer.stream(enumerate(asked))]
+            assert_rows_close(found, asked, engine.pair, "float32")
         finally:
             engine.scorer.close()
