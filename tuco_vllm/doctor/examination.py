@@ -72,7 +72,9 @@ def sample_of(path: Path, tokenizer: PreTrainedTokenizerBase, pair: ModelPair) -
         max_model_len=SAMPLE_TOKENS - 1,  # a completion has a token at least
     )
     good, reason = [], "it has no rows"
-    for row in source_rows(find_inputs([str(path)], out=path.parent / "_tuco"), Columns(), (), limit=1000):
+    for row in source_rows(
+        find_inputs([str(path)], out=path.parent / "_tuco"), Columns(score="prompt"), (), limit=1000
+    ):
         try:
             if row.error is not None or row.prompt is None:
                 raise PromptError(row.error or "a row has no prompt")
