@@ -8,6 +8,9 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # GiB. By default an engine on a CPU zeroes several, of which these prompts need none.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+# vLLM would bind every engine to the same core, also those of tests that run side by side.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Asked whether there is a GPU, torch would start CUDA, and no process forked later could use it.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 

@@ -70,17 +70,18 @@ def test_a_response_that_was_generated_has_the_scores_it_came_with(served) -> No
         assert len(score.prompt_tucos) == len(prompt)
 
 
-def test_rows_that_cannot_be_read_end_their_request(served) -> None:
-    """Only we ask for rows of a prompt; who does it by hand, and wrong, harms nobody else."""
+def test_rows_that_cannot_be_read_harm_nobody(served) -> None:
+    """Only we ask for rows of a prompt; who does it by hand, and wrong, gets none."""
     _, llm = served
     [prompt] = steered.prompts(1, longest=20, seed=6)
-    bad = [[5, 2], [0, 10**6], "all", [-1, 3], [0.0, 1.0]]
+    bad = [[5, 2], [0, 10**6], "all", [-1, 3], [0.0, 1.0], {"a": 1}]
     params = [SamplingParams(max_tokens=1, extra_args={"tuco_rows": rows}) for rows in bad]
     params.append(SamplingParams(max_tokens=4, extra_args={"tuco_rows": [0, len(prompt) - 1]}))
-    params.append(SamplingParams(max_tokens=1))
+    params.append(SamplingParams(max_tokens=2, ignore_eos=True))
     outputs = llm._engine.llm.generate([{"prompt_token_ids": prompt}] * len(params), params, use_tqdm=False)
-    reasons = [output.outputs[0].finish_reason for output in outputs]
-    assert reasons == ["error"] * (len(bad) + 1) + ["length"]
+    completions = only(outputs)
+    assert all(completion.routed_experts is None for completion in completions)
+    assert [completion.finish_reason for completion in completions[-2:]] == ["error", "length"]
 
 
 def test_a_mixed_batch_is_its_requests_alone(served) -> None:
