@@ -1,7 +1,8 @@
 """Every numeric tolerance of the test suite, each with its reason. Nowhere else.
 
 ``norms`` are errors of a per-layer L1 norm relative to |PTC_l| + |FTC_l| of that layer (relative to FTC alone
-the number would blow up as PT nears FT, although nothing is wrong), of an L2 norm likewise, and of a cosine.
+the number would blow up as PT nears FT, although nothing is wrong), of an L2 norm likewise, and of a cosine
+relative to what such an error of F moves it (``truth.norm_errors``).
 """
 
 TUCO_FLOAT32 = 1e-6

@@ -35,10 +35,10 @@ def true_norms(
 
 
 def norm_errors(norms: Tensor, truth: Tensor) -> Tensor:
-    """Errors ``[N, L, 7]`` (or 5): of L1 norms relative to |PTC_l| + |FTC_l|, of L2 norms to those of P and
-    F, of a cosine absolute; 0 where there is no cosine in either."""
+    """Errors ``[N, L, 7]`` (or 5): of L1 norms relative to |PTC_l| + |FTC_l|, of L2 norms to |P| + |F|, of a
+    cosine to (|P| + |F|) / |F|, by which an error of F, the difference, turns it; 0 where there is none."""
     l1, l2 = (truth[..., first : first + 1] + truth[..., first + 1 : first + 2] for first in (0, 4))
-    scale = torch.cat([l1.expand(*l1.shape[:-1], 4), l2, l2, torch.ones_like(l1)], dim=-1)
+    scale = torch.cat([l1.expand(*l1.shape[:-1], 4), l2, l2, l2 / truth[..., 5:6]], dim=-1)
     if norms.shape[-1] == len(LAYERS):  # of an answer, which has no L2 norms
         shown = [NORM_COLUMNS.index(name) for name in LAYERS]
         truth, scale = truth[..., shown], scale[..., shown]
