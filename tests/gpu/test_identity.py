@@ -114,7 +114,7 @@ def test_scored_requests(engine: Both) -> None:
     engine.assert_same(alone, engine.alone, exactly=engine.mode.eager)
     engine.assert_same(batch, engine.batch, exactly=engine.mode.eager)
     layers = tiny_models.SHAPE["num_hidden_layers"]
-    assert all(c.routed_experts.shape == (len(c.token_ids), layers, 4) for c in batch)
+    assert all(c.routed_experts.shape == (len(c.token_ids), layers, 7) for c in batch)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode.eager], ids=lambda mode: mode.id)

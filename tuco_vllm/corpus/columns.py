@@ -143,7 +143,8 @@ def survey(files: Sequence[InputFile], columns: Columns, limit: int | None = Non
                 if (column := found.column(each.name)) is not None:
                     arrow = each.type.value_type if pa.types.is_dictionary(each.type) else each.type
                     column.types.setdefault(arrow, []).append(file)
-            if columns.messages is not None and columns.messages in seen and not turns:
+            wanted = columns.score != "prompt" and not turns
+            if wanted and columns.messages is not None and columns.messages in seen:
                 chats = (batch.to_pylist() for batch in parquet_column(file, columns.messages))
                 turns = any(ends_with_response(chat) for batch in chats for chat in batch)
         else:

@@ -98,6 +98,9 @@ def scored(
     own = {"templated": templated, "set_aside": pa.array(set_aside, pa.bool_())}
     given = {"id": row_ids, "prompt": prompts, "response": texts, "error": pa.array(errors, pa.string())}
     for field in output_schema(layers=layers, prompt=prompt, responses=True, trace=trace):
-        values = [getattr(s, _ATTRIBUTES.get(field.name, field.name), None) for s in scores]
-        own[field.name] = given.get(field.name, pa.array(values, field.type))
+        if field.name in given:
+            own[field.name] = given[field.name]
+            continue
+        name = _ATTRIBUTES.get(field.name, field.name)
+        own[field.name] = pa.array([getattr(s, name) if s else None for s in scores], field.type)
     return join(own, others)
