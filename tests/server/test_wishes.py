@@ -5,7 +5,9 @@ import json
 import pytest
 from server.fake_vllm import FakeVllm, post
 
+from tuco_vllm.server.errors import RequestError
 from tuco_vllm.server.middleware import GENERATING, STEERABLE
+from tuco_vllm.server.wishes import read_wish, refuse_elsewhere
 
 NAN, INFINITY = float("nan"), float("inf")
 BAD_ALPHAS = [NAN, INFINITY, -INFINITY, -0.5, -1e-9, 2.0001, 3, 10**400, "0.5", "", True, False, [1.0], {}]
@@ -165,3 +167,17 @@ def test_every_route_of_vllm_is_known(monkeypatch):
 
 
 # What comes back.
+
+
+def here(body):
+    return read_wish(body, 2.0)
+
+
+@pytest.mark.parametrize("read", [here, refuse_elsewhere])
+@pytest.mark.parametrize("place", ["request", "vllm_xargs"])
+def test_rows_of_a_prompt_are_no_field(read, place):
+    """They are what our own route asks the engine for."""
+    rows = {"tuco_rows": [0, 1]}
+    request = {"prompt": "a", **rows} if place == "request" else {"prompt": "a", "vllm_xargs": rows}
+    with pytest.raises(RequestError, match="tuco_rows is no field"):
+        read(json.dumps(request).encode())
