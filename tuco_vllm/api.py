@@ -9,8 +9,10 @@ from tuco_vllm.config import expect_row_dtype, resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
-from tuco_vllm.records import PromptInput, ResponseInput, ScoredTokens, TucoScore
+from tuco_vllm.records import PromptInput, ResponseInput, TucoScore
 from tuco_vllm.responses import encode_with_response
+from tuco_vllm.score_requests import MoreScores, engine_inputs
+from tuco_vllm.shared_tokens import SharedTokens
 from tuco_vllm.steering import ALPHA, MAX_ALPHA, TUCO, Steering, parse_alpha
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class TucoLLM:
             system_prompt=system_prompt,
             on_long=on_long,
         )
+        self._trusting = trust_remote_code
         self.max_alpha = max_alpha
 
         # Only now: vLLM takes seconds to import, and everything that can be refused has been.
@@ -109,21 +112,30 @@ class TucoLLM:
         responses: Sequence[ResponseInput | None] | None = None,
         *,
         trace: bool = False,
+        output_co: bool = False,
+        relative_reward: bool = False,
     ) -> list[TucoScore]:
         """TuCo of every prompt at its last token, in order, and of every token of its response.
 
         A string is scored raw, a chat through FT's template, token ids as they are. A response is a string or
-        token ids, None for a prompt without one; or it is the assistant turn that ends a chat. ``trace`` adds
-        the score at every token of the prompts. Raises PromptError, naming the prompt's place in the list,
-        before anything is scored.
+        token ids, None for a prompt without one; or it is the assistant turn that ends a chat.
+
+        ``trace`` adds the score at every token of the prompts, ``output_co`` OutputCo (paper §5.5), and
+        ``relative_reward`` the log-probabilities of responses under both models, for which both models'
+        heads and PT's embedding are loaded when it is first asked for. The latter two cost a second pass
+        each. Raises PromptError, naming the prompt's place in the list, before anything is scored.
         """
-        encoded = self._encode_with(prompts, responses)
-        items = [
-            ScoredTokens.of(prompt, answer, trace=trace) if answer or trace else prompt
-            for prompt, answer in encoded
+        more = MoreScores(trace, output_co, relative_reward)
+        encoded = self._encode_with(prompts, responses, shared=relative_reward)
+        inputs = [engine_inputs(prompt, answer, more) for prompt, answer in encoded]
+        items = ((place, tokens) for place, several in enumerate(inputs) for tokens in several)
+        answers: list[list[Any]] = [[] for _ in encoded]
+        for place, answer in self._engine.stream(items):
+            answers[place].append(answer)
+        return [
+            TucoScore.of(answered, asked, response, more)
+            for answered, asked, (_, response) in zip(answers, inputs, encoded, strict=True)
         ]
-        stream = self._engine.stream(enumerate(items))
-        return [TucoScore.of(scored, items[place], encoded[place][1]) for place, scored in stream]
 
     def score_stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, TucoScore]]:
         """Score (key, token ids) pairs as they come, in input order, with a bounded number in flight."""
@@ -167,7 +179,11 @@ class TucoLLM:
         return outputs
 
     def _encode_with(
-        self, prompts: Sequence[PromptInput], responses: Sequence[ResponseInput | None] | None
+        self,
+        prompts: Sequence[PromptInput],
+        responses: Sequence[ResponseInput | None] | None,
+        *,
+        shared: bool,
     ) -> list[tuple[list[int], list[int] | None]]:
         if isinstance(prompts, str) or isinstance(responses, str):
             raise InputError("prompts, and responses, come in a list: put the string into one")
@@ -175,11 +191,14 @@ class TucoLLM:
             raise InputError(
                 f"{len(responses)} responses for {len(prompts)} prompts: give None where there is none"
             )
+        if shared and self._encoder.shared is None:
+            self._encoder.shared = SharedTokens(self.pair, self.tokenizer, trust_remote_code=self._trusting)
+        both_know = self._encoder.shared if shared else None
         encoded = []
         for place, prompt in enumerate(prompts):
             try:
                 response = None if responses is None else responses[place]
-                asked, answer = encode_with_response(self._encoder, prompt, response)
+                asked, answer = encode_with_response(self._encoder, prompt, response, both_know)
             except PromptError as error:
                 raise PromptError(f"prompt {place}: {error}") from error
             encoded.append((asked.token_ids, None if answer is None else answer.token_ids))

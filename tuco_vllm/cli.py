@@ -110,6 +110,7 @@ def _score(arguments: argparse.Namespace) -> int:
 def _score_job(arguments: argparse.Namespace) -> "ScoreJob":
     from tuco_vllm.corpus.columns import Columns
     from tuco_vllm.corpus.run import ScoreJob
+    from tuco_vllm.score_requests import MoreScores
 
     messages, response = (
         None if name == "none" else name for name in (arguments.messages_column, arguments.response_column)
@@ -130,7 +131,7 @@ def _score_job(arguments: argparse.Namespace) -> "ScoreJob":
         limit=arguments.limit,
         layers=not arguments.no_layers,
         prompt=not arguments.no_prompt,
-        trace=arguments.trace,
+        more=MoreScores(arguments.trace, arguments.output_co, arguments.relative_reward),
         rows_per_file=arguments.rows_per_file,
         overwrite=arguments.overwrite,
         trust_remote_code=arguments.trust_remote_code,
@@ -229,6 +230,9 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     what = "responses too, where rows have some; prompts alone; responses, without which a row is an error"
     add("--score", choices=("auto", "prompt", "response"), default="auto", help=what)
     add("--trace", action="store_true", help="also the score at every token of the prompts")
+    add("--output-co", action="store_true", help="also OutputCo (paper §5.5); a second pass")
+    reward = "also log p of responses under each model, and the difference; a second pass"
+    add("--relative-reward", action="store_true", help=reward)
     add("--id-column", metavar="NAME", help="default: ids are PATH:RECORD_NUMBER")
     add("--chat-template", default="auto", metavar="auto|none|FILE", help="FILE also wraps plain prompts")
     add("--system-prompt", metavar="TEXT", help="wraps plain prompts in the chat template, after this")

@@ -21,6 +21,8 @@ from tuco_vllm.records import Messages, PromptInput
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tuco_vllm.shared_tokens import SharedTokens
+
 ON_LONG = ("error", "truncate-left", "truncate-right")
 
 
@@ -73,6 +75,8 @@ class PromptEncoder:
             of chats and token ids a leading BOS is kept. truncate-right cuts a chat's generation prompt too,
             so for chats truncate-left is the one to take.
         max_model_len: the limit in tokens; None sets none (before an engine has said what it holds).
+
+    ``shared``, if set, is what PT's tokenizer has in common with FT's (for ``encode_with_response``).
         mend: what to do about a prompt over the limit, in the words of whoever asks.
 
     Raises InputError for a template that is missing, unreadable or not Jinja.
@@ -96,6 +100,7 @@ class PromptEncoder:
         self.system_prompt = system_prompt
         self.on_long = on_long
         self.max_model_len = max_model_len
+        self.shared: SharedTokens | None = None
         self.mend = mend
         self._template = _template_text(tokenizer, chat_template)
         self._variables = dict(template_variables or {})

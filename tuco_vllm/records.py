@@ -6,11 +6,12 @@ source row --(corpus)--> prompt --(api, engine)--> TucoScore --(corpus)--> a row
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
 from tuco_vllm import metrics
+from tuco_vllm.score_requests import NO_MORE, EngineInput, MoreScores, ScoredTokens
 
 SCHEMA_VERSION = "2"
 
@@ -22,41 +23,6 @@ PromptInput = str | list[int] | Messages
 
 ResponseInput = str | list[int]
 """What may follow a prompt: a text, which gets no end token, or token ids."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredTokens:
-    """A sequence for an engine, of which more than the last token's score is read."""
-
-    token_ids: list[int]
-    """Those that the models read: a prompt, and a response without its last token, which they only write."""
-    prompt_tokens: int
-    """How many of them are the prompt's; norms are those of its last one."""
-    trace: bool = False
-    """Whether scores are read from the first token on, and not from the prompt's last."""
-
-    @classmethod
-    def of(cls, prompt: list[int], response: list[int] | None, *, trace: bool = False) -> "ScoredTokens":
-        """A prompt and its response, if it has one."""
-        return cls(prompt + (response or [])[:-1], len(prompt), trace)
-
-    @property
-    def first_row(self) -> int:
-        """The token, counted from 0, from whose row on scores are read."""
-        return 0 if self.trace else self.prompt_tokens - 1
-
-
-EngineInput = list[int] | ScoredTokens
-"""What an engine scores: a prompt's token ids, at the last one, or more."""
-
-
-class RowScores(NamedTuple):
-    """What an engine says of ``ScoredTokens``."""
-
-    norms: Any
-    """``[L, 7]`` float32, at the prompt's last token."""
-    tucos: Any
-    """``[n]`` float32: TuCo of every row from the first one asked for to the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +57,12 @@ class TucoScore:
     """TuCo of the forward pass that produced each token of the response; the first is ``tuco``."""
     prompt_tucos: list[float] | None = None
     """TuCo at every token of the prompt; the last is ``tuco``. None unless a trace was asked for."""
+    output_co: float | None = None
+    """OutputCo at the prompt's last token. None unless it was asked for."""
+    response_logps_ft: list[float] | None = None
+    """FT's log-probability of each token of the response. None unless the reward was asked for."""
+    response_logps_pt: list[float] | None = None
+    """PT's, by its own embedding, layers, last norm and head."""
 
     @property
     def response_tokens(self) -> int | None:
@@ -104,25 +76,62 @@ class TucoScore:
         return None if tucos is None else math.fsum(tucos) / len(tucos)
 
     @property
+    def logp_ft(self) -> float | None:
+        """FT's log-probability of the response."""
+        return _sum(self.response_logps_ft)
+
+    @property
+    def logp_pt(self) -> float | None:
+        """PT's log-probability of the response."""
+        return _sum(self.response_logps_pt)
+
+    @property
+    def relative_reward(self) -> float | None:
+        """log p_FT - log p_PT of the response: the relative reward of two models (arXiv 2306.01804)."""
+        if self.logp_ft is None or self.logp_pt is None:
+            return None
+        return self.logp_ft - self.logp_pt
+
+    @property
     def is_finite(self) -> bool:
         """Whether no number overflowed."""
-        return all(map(math.isfinite, (self.tuco, *(self.response_tucos or ()), *(self.prompt_tucos or ()))))
+        numbers = [self.tuco, *(self.response_tucos or ()), *(self.prompt_tucos or ())]
+        numbers += [*(self.response_logps_ft or ()), *(self.response_logps_pt or ())]
+        numbers.append(0.0 if self.output_co is None else self.output_co)
+        return all(map(math.isfinite, numbers))
 
     @classmethod
-    def of(cls, scored: Any, asked: EngineInput, response: list[int] | None) -> "TucoScore":
-        """From what an engine says of what it was asked: norms ``[L, 7]`` of a prompt's token ids, RowScores
-        of ScoredTokens, with the ``response`` in them, if there is one."""
-        if not isinstance(asked, ScoredTokens):
-            return cls.from_norms(scored.tolist(), len(asked))
-        score = cls.from_norms(scored.norms.tolist(), asked.prompt_tokens)
-        tucos, place = scored.tucos.tolist(), asked.prompt_tokens - 1 - asked.first_row
+    def of(
+        cls,
+        answers: Sequence[Any],
+        inputs: Sequence[EngineInput],
+        response: list[int] | None,
+        more: MoreScores,
+    ) -> "TucoScore":
+        """From what an engine answers to each of ``engine_inputs``: norms ``[L, 7]`` to a prompt's token ids,
+        RowScores to ScoredTokens; with the ``response`` in them, if there is one."""
+        [scored, *others], tokens = answers, inputs[0]
+        if not isinstance(tokens, ScoredTokens):
+            return cls.from_norms(scored.tolist(), len(tokens))
+        asked = tokens.asked
+        score = cls.from_norms(scored.norms.tolist(), asked.last + 1)
+        tucos, place = scored.tucos.tolist(), asked.last - asked.first
         tucos[place] = score.tuco  # the same number, not rounded to float32
-        return replace(
+        score = replace(
             score,
             response_token_ids=response,
             response_tucos=tucos[place:] if response else None,
-            prompt_tucos=tucos[: place + 1] if asked.trace else None,
+            prompt_tucos=tucos[: place + 1] if more.trace else None,
         )
+        for other in others:
+            if other.state is not None:
+                difference = (scored.state - other.state).abs().sum().item()
+                output_co = metrics.output_co(other.state.abs().sum().item(), difference)
+                score = replace(score, output_co=output_co)
+            else:
+                ft, pt = scored.logps.tolist(), other.logps.tolist()
+                score = replace(score, response_logps_ft=ft, response_logps_pt=pt)
+        return score
 
     @classmethod
     def from_norms(cls, norms_L7: Sequence[Sequence[float]], num_prompt_tokens: int) -> "TucoScore":
@@ -150,6 +159,10 @@ class TucoScore:
         )
 
 
+def _sum(values: list[float] | None) -> float | None:
+    return None if values is None else math.fsum(values)
+
+
 SCALARS = (
     *("tuco", "preco", "ptc_norm", "ftc_norm", "beta_max"),
     *("tuco_l2", "path_tuco", "cosine", "cancellation"),
@@ -157,8 +170,11 @@ SCALARS = (
 LAYERS = ("ptc_norms", "ftc_norms", "cum_ptc_norms", "cum_ftc_norms", "cosines")
 
 
+_FLOATS = pa.list_(pa.float32())
+
+
 def output_schema(
-    *, layers: bool = True, prompt: bool = True, responses: bool = False, trace: bool = False
+    *, layers: bool = True, prompt: bool = True, responses: bool = False, more: MoreScores = NO_MORE
 ) -> pa.Schema:
     """The fixed columns of an output file, in order; the input's other columns follow them.
 
@@ -170,14 +186,19 @@ def output_schema(
     columns.append(pa.field("prompt_tokens", pa.int32()))
     columns += [pa.field(name, pa.float64()) for name in SCALARS]
     if layers:
-        columns += [pa.field(name, pa.list_(pa.float32())) for name in LAYERS]
+        columns += [pa.field(name, _FLOATS) for name in LAYERS]
     if responses:
         columns += [pa.field("response", pa.string())] if prompt else []
         columns += [pa.field("response_tokens", pa.int32()), pa.field("response_tuco", pa.float64())]
-        columns.append(pa.field("response_tucos", pa.list_(pa.float32())))
+        columns.append(pa.field("response_tucos", _FLOATS))
         columns.append(pa.field("response_token_ids", pa.list_(pa.int32())))
-    if trace:
-        columns.append(pa.field("prompt_tucos", pa.list_(pa.float32())))
+    if more.trace:
+        columns.append(pa.field("prompt_tucos", _FLOATS))
+    if more.output_co:
+        columns.append(pa.field("output_co", pa.float64()))
+    if more.relative_reward:
+        columns += [pa.field(name, pa.float64()) for name in ("logp_ft", "logp_pt", "relative_reward")]
+        columns += [pa.field(name, _FLOATS) for name in ("response_logps_ft", "response_logps_pt")]
     columns.append(pa.field("error", pa.string()))
     return pa.schema(columns)
 

@@ -9,11 +9,14 @@ response alone. Of what the template puts behind an assistant's turn the end tok
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuco_vllm.prompt_checks import PromptError, check_text, ends_with_assistant, kind_of
 from tuco_vllm.prompts import EncodedPrompt, PromptEncoder, WrittenPrompt
 from tuco_vllm.records import PromptInput, ResponseInput
+
+if TYPE_CHECKING:
+    from tuco_vllm.shared_tokens import SharedTokens
 
 _LONG_PROMPT = 1 << 20
 """Characters. A prompt that is cut to fit, and longer than this, is not tokenised a second time, with its
@@ -30,13 +33,46 @@ class EncodedResponse:
 
 
 def encode_with_response(
-    encoder: PromptEncoder, prompt: PromptInput, response: ResponseInput | None
+    encoder: PromptEncoder,
+    prompt: PromptInput,
+    response: ResponseInput | None,
+    shared: SharedTokens | None = None,
 ) -> tuple[EncodedPrompt, EncodedResponse | None]:
     """A prompt and its ``response``, or the assistant turn that ends it; without either, the prompt alone.
 
-    A response is never cut; a prompt is, from the left, where the encoder's ``on_long`` says so. Raises
-    PromptError, whose text says what is wrong.
+    A response is never cut; a prompt is, from the left, where the encoder's ``on_long`` says so. With
+    ``shared`` both models must know the tokens of both. Raises PromptError, whose text says what is wrong.
     """
+    encoded, followed = _encode(encoder, prompt, response)
+    if shared is not None and followed is not None:
+        shared.expect(encoded.token_ids, followed.token_ids)
+    return encoded, followed
+
+
+def text_offsets(tokenizer: Any, token_ids: list[int], text: str | None) -> list[int] | None:
+    """Where each token begins in a text, in characters; ``text`` None stands for what the tokens say.
+
+    A token that ends within a character begins where that does. None where tokens do not say the text, as a
+    tokenizer may that normalises.
+    """
+    offsets, prefix, read, length = [], 0, 0, 0
+    for place in range(len(token_ids)):
+        offsets.append(length)
+        known, more = (tokenizer.decode(token_ids[prefix:end]) for end in (read, place + 1))
+        if len(more) > len(known) and not more.endswith("\ufffd"):
+            length += len(more) - len(known)
+            prefix, read = read, place + 1
+    if text is None:
+        return offsets
+    said = tokenizer.decode(token_ids)  # of a first token the white space before it may be missing
+    if not text.endswith(said) or text[: len(text) - len(said)].strip():
+        return None
+    return [offset and offset + len(text) - len(said) for offset in offsets]
+
+
+def _encode(
+    encoder: PromptEncoder, prompt: PromptInput, response: ResponseInput | None
+) -> tuple[EncodedPrompt, EncodedResponse | None]:
     turns, answer = _last_turn(prompt)
     if answer is not None and response is not None:
         raise PromptError("the chat ends with an assistant turn, and there is a response as well")

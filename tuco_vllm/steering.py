@@ -19,8 +19,37 @@ ALPHA, TUCO = "alpha", "tuco"
 ROWS = "tuco_rows"
 """A key of ``extra_args``, and of a pooling request's ``extra_kwargs``: an ``Asked``. Only we write it."""
 
-Asked = tuple[int, int]
-"""Of a prompt the first row whose score is read, and the row whose norms are; as positions, from 0."""
+FT_STREAM, PT_ON_FT_EMBEDDING, PT_STREAM = STREAMS = ("ft", "pt-layers", "pt")
+"""What a request runs on: FT's stream, where both models' layers are; PT's layers on a stream of their own,
+which starts from FT's embedding (alpha = 0); or all of PT."""
+
+
+class Asked(NamedTuple):
+    """What is read of a prompt's rows. Positions count from 0."""
+
+    first: int
+    """The first row whose score is read."""
+    last: int
+    """The prompt's last row, whose norms are."""
+    targets: tuple[int, ...] = ()
+    """The tokens whose log-probabilities are read, at the rows from ``last`` on."""
+    state: bool = False
+    """Whether the stream behind the last layer is read, at ``last``."""
+    stream: str = FT_STREAM
+
+    @classmethod
+    def of(cls, value: Any) -> "Asked | None":
+        """What ``list(asked)`` was made of, checked; None for None, InputError for all else."""
+        if value is None:
+            return None
+        if isinstance(value, list | tuple) and len(value) == len(cls._fields):
+            first, last, targets, state, stream = value
+            numbers = [first, last, *targets] if isinstance(targets, list | tuple) else [-1]
+            whole = all(type(number) is int and number >= 0 for number in numbers)
+            if whole and first <= last and isinstance(state, bool) and stream in STREAMS:
+                return cls(first, last, tuple(targets), state, stream)
+        raise InputError(f"{ROWS} is no row of a prompt, but {value!r:.40}")
+
 
 MAX_ALPHA = 2.0
 """Default upper bound of alpha: far outside the paper's 0.75 to 1.25, where streams are still finite."""
@@ -41,7 +70,7 @@ class Steering(NamedTuple):
 
     def extra_args(self) -> dict[str, Any]:
         """Of vLLM's SamplingParams, what says it."""
-        rows = {} if self.rows is None else {ROWS: [*self.rows]}
+        rows = {} if self.rows is None else {ROWS: list(self.rows)}
         return {ALPHA: self.alpha, TUCO: self.scored, **rows}
 
     def cache_salt(self, users: str | None) -> str:
@@ -74,22 +103,11 @@ def parse_tuco(value: Any) -> bool:
     raise InputError(f'{TUCO} must be true, false or "layers", not {value!r:.40}')
 
 
-def parse_rows(value: Any) -> Asked | None:
-    """Two positions, the first not behind the second; None if there are none, InputError for all else."""
-    if value is None:
-        return None
-    if isinstance(value, list | tuple) and len(value) == 2:
-        first, last = value
-        if type(first) is type(last) is int and 0 <= first <= last:
-            return first, last
-    raise InputError(f"{ROWS} must be two positions in order, not {value!r:.40}")
-
-
 def steering_of(extra_args: Mapping[str, Any] | None, max_alpha: float = MAX_ALPHA) -> Steering:
     """What ``extra_args`` asks for; InputError where it cannot be given."""
     if not extra_args or not any(name in extra_args for name in (ALPHA, TUCO, ROWS)):
         return PLAIN
-    alpha, rows = extra_args.get(ALPHA), parse_rows(extra_args.get(ROWS))
+    alpha, rows = extra_args.get(ALPHA), Asked.of(extra_args.get(ROWS))
     scored = parse_tuco(extra_args.get(TUCO)) or rows is not None
     steering = Steering(1.0 if alpha is None else parse_alpha(alpha, max_alpha), scored, rows)
     if not math.isfinite(steering.alpha):  # only with max_alpha=inf

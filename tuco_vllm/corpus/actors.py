@@ -23,7 +23,7 @@ from tuco_vllm.corpus.stages import scored, tokenised
 from tuco_vllm.engine.start_stages import Start
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder
-from tuco_vllm.records import EngineInput
+from tuco_vllm.score_requests import EngineInput
 
 if TYPE_CHECKING:
     from tuco_vllm.corpus.feeder import Result
@@ -85,7 +85,7 @@ class EngineActor:
         board: Any,
         start_engine: Callable[[int, int], Any],
         engines_on_node: int,
-        columns: dict[str, bool],
+        columns: dict[str, Any],
     ) -> None:
         # Ray sets it to the actor's one slot; how many threads an engine has is not Ray's to say.
         os.environ.pop("OMP_NUM_THREADS", None)

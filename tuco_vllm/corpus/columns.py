@@ -30,6 +30,7 @@ from tuco_vllm.corpus.unions import holds_all, union
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompt_checks import ends_with_assistant
 from tuco_vllm.records import output_schema
+from tuco_vllm.score_requests import ALL_MORE
 
 MOST_COLUMNS = 1000
 """So many columns are passed through, besides those that are scored or could have been."""
@@ -211,7 +212,7 @@ def ends_with_response(messages: Any) -> bool:
 def _extras(
     passed: Mapping[str, pa.DataType | None], has_others: bool, responses: bool
 ) -> Iterator[ExtraColumn]:
-    taken = {*output_schema(responses=responses, trace=True).names}
+    taken = {*output_schema(responses=responses, more=ALL_MORE).names}
     sources: list[tuple[str | None, pa.DataType | None]] = [*passed.items()]
     for source, arrow in [*sources, (None, None)] if has_others else sources:
         name = OTHERS if source is None else source

@@ -24,7 +24,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Protocol
 
 from tuco_vllm.errors import EngineError
-from tuco_vllm.records import EngineInput, RowScores
+from tuco_vllm.score_requests import EngineInput, RowScores
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -42,6 +42,8 @@ from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.corpus.run import ScoreJob
 from tuco_vllm.errors import EngineError, InputError, TucoError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer, template_in
+from tuco_vllm.score_requests import NO_MORE, MoreScores
+from tuco_vllm.shared_tokens import SharedTokens
 
 _CHUNKS_IN_AN_ENGINE = 3
 """One that is finishing, one that keeps the engine full meanwhile, one on its way."""
@@ -64,7 +66,7 @@ class Pipeline:
         start_engine: picklable; starts an engine (an ``engine.scorer.Scorer``) in the process that calls it,
             given its place among the engines of its machine, and their number.
         make_encoder: picklable; makes the prompts' encoder, in the process that calls it.
-        layers, prompt, trace: whether the output has those columns.
+        layers, prompt, more: which columns the output has.
 
     Entering it raises InputError where the cluster cannot be reached or has no room for so many engines.
     """
@@ -77,11 +79,11 @@ class Pipeline:
         *,
         layers: bool = True,
         prompt: bool = True,
-        trace: bool = False,
+        more: MoreScores = NO_MORE,
     ) -> None:
         self._cluster = cluster
         self._start_engine, self._make_encoder = start_engine, make_encoder
-        self._columns = {"layers": layers, "prompt": prompt, "trace": trace}
+        self._columns = {"layers": layers, "prompt": prompt, "more": more}
         self._exits = ExitStack()
         self._scoring: Generator[ScoredChunk, None, None] | None = None
         self._states: dict[int, str] = {}
@@ -183,7 +185,7 @@ def pipeline_of(job: ScoreJob, pair: ModelPair, cluster: Cluster, engine_args: d
         partial(_make_encoder, job, pair),
         layers=job.layers,
         prompt=job.prompt,
-        trace=job.trace,
+        more=job.more,
     )
 
 
@@ -196,7 +198,10 @@ def _start_engine(pair: ModelPair, engine_args: dict[str, Any], place: int, engi
 
 def _make_encoder(job: ScoreJob, pair: ModelPair) -> PromptEncoder:
     tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=job.trust_remote_code)
-    return job.encoder(tokenizer, pair.ft.config.get("vocab_size"))
+    encoder = job.encoder(tokenizer, pair.ft.config.get("vocab_size"))
+    if job.more.relative_reward:
+        encoder.shared = SharedTokens(pair, tokenizer, trust_remote_code=job.trust_remote_code)
+    return encoder
 
 
 def _set_up_ray_data(*, debug: bool) -> None:

@@ -33,6 +33,7 @@ from tuco_vllm.errors import InputError
 from tuco_vllm.interruption import rows_to_save
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.records import SCHEMA_VERSION
+from tuco_vllm.score_requests import NO_MORE, MoreScores
 
 _BYTES_A_TOKEN = 4
 """Of English; of other scripts fewer. It tells thousands of tokens from millions, and needs no more."""
@@ -71,7 +72,7 @@ class ScoreJob:
     limit: int | None = None
     layers: bool = True
     prompt: bool = True
-    trace: bool = False
+    more: MoreScores = NO_MORE
     rows_per_file: int = 10_000
     overwrite: bool = False
     trust_remote_code: bool = False
@@ -101,7 +102,9 @@ class ScoreJob:
             "limit": self.limit,
             "layers": self.layers,
             "prompt": self.prompt,
-            "trace": self.trace,
+            "trace": self.more.trace,
+            # Named only where they are asked for: jobs that began before there were any can go on.
+            **{name: True for name in ("output_co", "relative_reward") if getattr(self.more, name)},
         }
 
 
@@ -136,6 +139,8 @@ def _score_files(
     if not job.overwrite and directory.is_finished(identity):
         return
     content = survey(files, job.columns, job.limit)
+    if job.more.relative_reward and not content.responses:
+        raise InputError("--relative-reward is of responses, and no row has one: leave it out")
     with directory.locked(), ExitStack() as stack:
         if not job.overwrite and directory.is_finished(identity):  # by a run that held the lock till now
             return
@@ -194,7 +199,7 @@ class _Run:
             layers=job.layers,
             prompt=job.prompt,
             responses=content.responses,
-            trace=job.trace,
+            more=job.more,
         )
 
     def write(

@@ -12,8 +12,9 @@ from tuco_vllm.corpus.chunks import SOURCE_COLUMNS, TOKEN_COLUMNS, join, split
 from tuco_vllm.corpus.feeder import SetAside
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import EncodedPrompt, PromptEncoder
-from tuco_vllm.records import EngineInput, RowScores, ScoredTokens, TucoScore, output_schema
+from tuco_vllm.records import TucoScore, output_schema
 from tuco_vllm.responses import encode_with_response
+from tuco_vllm.score_requests import NO_MORE, EngineInput, MoreScores, RowScores, engine_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ def tokenised(chunk: pa.Table, encoder: PromptEncoder) -> pa.Table:
             try:
                 asked = prompt if chat is None else json.loads(chat)
                 given = None if response is None else json.loads(response)
-                encoded, followed = encode_with_response(encoder, asked, given)
+                encoded, followed = encode_with_response(encoder, asked, given, encoder.shared)
             except PromptError as refused:
                 # A template may quote what is not text.
                 errors[row] = str(refused).encode(errors="replace").decode()
@@ -72,24 +73,31 @@ def tokenised(chunk: pa.Table, encoder: PromptEncoder) -> pa.Table:
 
 
 def scored(
-    chunk: pa.Table, engine: Scores, *, layers: bool = True, prompt: bool = True, trace: bool = False
+    chunk: pa.Table,
+    engine: Scores,
+    *,
+    layers: bool = True,
+    prompt: bool = True,
+    more: MoreScores = NO_MORE,
 ) -> pa.Table:
     """A token chunk -> a scored chunk. Rows that the engine gives up get its reason as their error."""
     (row_ids, prompts, tokens, texts, answers, templated, told), others = split(chunk, TOKEN_COLUMNS)
     token_ids, response_ids, errors = tokens.to_pylist(), answers.to_pylist(), told.to_pylist()
     asked = {
-        row: ScoredTokens.of(ids, answer, trace=trace) if answer or trace else ids
+        row: engine_inputs(ids, answer, more)
         for row, (ids, answer) in enumerate(zip(token_ids, response_ids, strict=True))
         if ids is not None
     }
-    results = engine.score([*asked.values()])
+    answers = iter(engine.score([tokens for inputs in asked.values() for tokens in inputs]))
     scores: list[TucoScore | None] = [None] * chunk.num_rows
     set_aside = [False] * chunk.num_rows
-    for (row, wish), result in zip(asked.items(), results, strict=True):
-        if isinstance(result, str):
-            errors[row], set_aside[row] = result, isinstance(result, SetAside)
+    for row, inputs in asked.items():
+        answered = [next(answers) for _ in inputs]
+        refused = next((answer for answer in answered if isinstance(answer, str)), None)
+        if refused is not None:
+            errors[row], set_aside[row] = refused, isinstance(refused, SetAside)
             continue
-        score = TucoScore.of(result, wish, response_ids[row])
+        score = TucoScore.of(answered, inputs, response_ids[row], more)
         if score.is_finite:
             scores[row] = score
         else:
@@ -97,7 +105,7 @@ def scored(
 
     own = {"templated": templated, "set_aside": pa.array(set_aside, pa.bool_())}
     given = {"id": row_ids, "prompt": prompts, "response": texts, "error": pa.array(errors, pa.string())}
-    for field in output_schema(layers=layers, prompt=prompt, responses=True, trace=trace):
+    for field in output_schema(layers=layers, prompt=prompt, responses=True, more=more):
         if field.name in given:
             own[field.name] = given[field.name]
             continue

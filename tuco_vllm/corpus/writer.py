@@ -18,6 +18,7 @@ from tuco_vllm.corpus.chunks import SCORED_COLUMNS, split
 from tuco_vllm.corpus.columns import ExtraColumn
 from tuco_vllm.corpus.publish import OutputError, hidden, publish, refusals
 from tuco_vllm.records import PART, output_schema
+from tuco_vllm.score_requests import NO_MORE, MoreScores
 
 _ROW_GROUP = 4096
 _ROW_GROUP_BYTES = 64 << 20
@@ -33,7 +34,7 @@ class PartWriter:
         metadata: goes into every file, with ``tuco.template_applied``: whether a chat template made any
             prompt of that file.
         first_part: the number of the first part to write.
-        layers, prompt, responses, trace: whether those columns are written.
+        layers, prompt, responses, more: which columns are written.
 
     ``rows_committed`` counts the rows in the parts that this writer has published.
 
@@ -51,13 +52,13 @@ class PartWriter:
         layers: bool = True,
         prompt: bool = True,
         responses: bool = False,
-        trace: bool = False,
+        more: MoreScores = NO_MORE,
     ) -> None:
         self._out, self._rows_per_file = out, rows_per_file
-        fixed = output_schema(layers=layers, prompt=prompt, responses=responses, trace=trace)
+        fixed = output_schema(layers=layers, prompt=prompt, responses=responses, more=more)
         fields = [*fixed, *(pa.field(extra.name, extra.type) for extra in extras)]
         self._schema = pa.schema(fields, metadata=dict(metadata))
-        there = output_schema(layers=layers, prompt=prompt, responses=True, trace=trace).names
+        there = output_schema(layers=layers, prompt=prompt, responses=True, more=more).names
         # By place: an input column may have the name of one that is not written.
         self._written = [place for place, name in enumerate(there) if name in fixed.names]
         self._written += range(len(there), len(there) + len(extras))

@@ -14,8 +14,9 @@ from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
 from tuco_vllm.engine.row_pieces import received, score_wish
 from tuco_vllm.engine.score_feed import tuco_of_rows
+from tuco_vllm.engine.scorer import load_heads
 from tuco_vllm.errors import EngineError
-from tuco_vllm.records import EngineInput, ScoredTokens
+from tuco_vllm.score_requests import EngineInput, ScoredTokens
 from tuco_vllm.steering import Steering
 
 __all__ = ["Generator", "RequestOutput", "SamplingParams", "attach_scores", "with_steering"]
@@ -42,6 +43,7 @@ class Generator:
         self.max_model_len: int = model_config.max_model_len
         self.num_layers: int = model_config.hf_text_config.num_hidden_layers
         self.dtype = self.row_dtype = str(model_config.dtype).removeprefix("torch.")
+        self._has_heads = False
 
     def generate(
         self,
@@ -72,11 +74,14 @@ class Generator:
         source = iter(items)
         while batch := list(islice(source, _STREAM_BATCH)):
             wishes, ids = zip(*(score_wish(asked) for _, asked in batch), strict=True)
+            if not self._has_heads and any(wish.rows and wish.rows.targets for wish in wishes):
+                load_heads(self.llm.collective_rpc)
+                self._has_heads = True
             outputs = self.generate(ids, [params] * len(ids), wishes, progress=False)
             for (key, asked), output in zip(batch, outputs, strict=True):
                 completion = output.outputs[0]
                 rows = completion.routed_experts if isinstance(asked, ScoredTokens) else completion.tuco_norms
-                yield key, received(rows, asked)
+                yield key, received(rows, asked, self.num_layers)
 
     def close(self) -> None:
         """End the engine's processes. Idempotent."""

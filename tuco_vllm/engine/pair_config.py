@@ -19,10 +19,7 @@ SCHEDULERS = {
 }
 """vLLM's kind of runner -> what it calls in place of a scheduler class."""
 
-WORKERS = {
-    "generate": "tuco_vllm.engine.steering_v1.SteeringWorker",
-    "pooling": "tuco_vllm.engine.scoring_v1.ScoringWorker",
-}
+WORKER = "tuco_vllm.engine.worker.PairWorker"
 _LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "dummy")
 _CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -38,9 +35,9 @@ def configure(vllm_config: VllmConfig) -> None:
     scheduler, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
     if scheduler.scheduler_cls not in (None, SCHEDULERS[runner]):
         raise ValueError(f"TuCo brings its own scheduler, {SCHEDULERS[runner]}: leave scheduler_cls unset")
-    if parallel.worker_cls not in ("auto", WORKERS[runner]):
-        raise ValueError(f"TuCo brings its own worker, {WORKERS[runner]}: leave worker_cls unset")
-    scheduler.scheduler_cls, parallel.worker_cls = SCHEDULERS[runner], WORKERS[runner]
+    if parallel.worker_cls not in ("auto", WORKER):
+        raise ValueError(f"TuCo brings its own worker, {WORKER}: leave worker_cls unset")
+    scheduler.scheduler_cls, parallel.worker_cls = SCHEDULERS[runner], WORKER
 
 
 def rows_are_wide(vllm_config: VllmConfig, family: Family) -> bool:

@@ -9,6 +9,7 @@ nobody asks for scores or steers; a step in which somebody does runs ``SteeringM
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,58 +18,31 @@ from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import (
     CUDAGraphMode,
     IntermediateTensors,
-    Pooler,
     VllmConfig,
     get_config,
     get_forward_context,
     set_model_tag,
 )
+from tuco_vllm.engine.heads import log_probs
+from tuco_vllm.engine.own_stream import OwnStream
 from tuco_vllm.engine.pair_config import SCHEDULERS, refuse_unsupported, rows_are_wide
 from tuco_vllm.engine.parent_watch import end_with_parent
-from tuco_vllm.engine.row_pieces import RowPieces, with_rows
-from tuco_vllm.engine.scoring_model import ScoringModel, for_the_next_stage, from_a_stage_before
-from tuco_vllm.engine.scoring_rows import ScoringRows, rows_asked, rows_of_step
+from tuco_vllm.engine.pooler import ContributionPooler
+from tuco_vllm.engine.row_pieces import RowValues, targets_of_readings, with_rows
+from tuco_vllm.engine.scoring_model import (
+    ScoringModel,
+    for_the_next_stage,
+    from_a_stage_before,
+    own_for_the_next_stage,
+)
+from tuco_vllm.engine.scoring_rows import ScoringRows, StepReads
 from tuco_vllm.engine.start_stages import tell
 from tuco_vllm.engine.steering_model import SteeringModel
 from tuco_vllm.engine.steering_rows import SteeringRows
-from tuco_vllm.engine.stock_models import ft_model
+from tuco_vllm.engine.stock_models import decoder_of, first_stream, ft_model
 from tuco_vllm.engine.weights import SAFETENSORS, load_pair, pt_source
 from tuco_vllm.families import FAMILIES
-from tuco_vllm.steering import Asked
-
-
-class ContributionPooler(Pooler):
-    """Hands each request its rows of what the model returned, float32.
-
-    Of a prompt that is one, ``[L, 7]``: a chunk that does not end its prompt gets a row that the runner
-    discards. Where more are asked for, the request's state keeps them until the last has come
-    (``RowPieces.whole``).
-    """
-
-    def get_supported_tasks(self) -> set[Any]:
-        """vLLM's name for "numbers of any shape, one tensor a request"."""
-        return {"classify"}
-
-    def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor]:
-        """``[T, 7 L]`` -> a tensor a request."""
-        asked = [rows_asked(params) for params in pooling_metadata.pooling_params]
-        norms_RLN = hidden_states.unflatten(1, (-1, len(NORM_COLUMNS)))
-        cursor = pooling_metadata.pooling_cursor
-        ends, scheduled = cursor.seq_lens_cpu.numpy(), cursor.num_scheduled_tokens_cpu.numpy()
-        counts = rows_of_step(asked, ends - scheduled, scheduled)
-        if counts is None:
-            return list(norms_RLN[: len(asked)])
-        chunks = norms_RLN[: counts.sum()].split(counts.tolist())
-        states = pooling_metadata.pooling_states
-        return [
-            rows[-1] if wish is None else self._collected(state, rows, int(end), wish)
-            for rows, state, end, wish in zip(chunks, states, ends, asked, strict=True)
-        ]
-
-    def _collected(self, state: Any, norms_RLN: Tensor, end: int, asked: Asked) -> Tensor:
-        pieces = state.__dict__.setdefault("tuco_pieces", RowPieces())
-        pieces.add(norms_RLN, end, asked)
-        return pieces.whole(end, asked)
+from tuco_vllm.steering import FT_STREAM, PT_STREAM
 
 
 class TucoForCausalLM(nn.Module):
@@ -105,16 +79,18 @@ class TucoForCausalLM(nn.Module):
         if has_weights:
             self.secondary_weights = (pt_source(str(pair.pt.directory)),)
         self.model: Any
+        self.pair, self.dtype, self.wide = pair, vllm_config.model_config.dtype, False
+        self._pt_layers: OwnStream | None = None
         if self.scores_prompts:
-            wide = rows_are_wide(vllm_config, FAMILIES[pair.ft.architecture])
-            vllm_config.additional_config["tuco_wide_rows"] = wide
+            self.wide = rows_are_wide(vllm_config, FAMILIES[pair.ft.architecture])
+            vllm_config.additional_config["tuco_wide_rows"] = self.wide
             self.rows: Any = ScoringRows(vllm_config)
             self.model = ScoringModel(
                 vllm_config=vllm_config,
                 prefix="model",
                 architecture=architecture,
                 pt_config=pt_config,
-                wide=wide,
+                wide=self.wide,
                 select=self.rows.select,
             )
             self.pooler = ContributionPooler()
@@ -164,39 +140,109 @@ class TucoForCausalLM(nn.Module):
         """
         if not self.scores_prompts:
             return self._generate(input_ids, positions, intermediate_tensors, inputs_embeds)
+        reads = self.rows.take_reads()
+        if reads is not None and not reads.of_ft:
+            return self._pt_alone(reads, input_ids, positions, intermediate_tensors)
         num_tokens = positions.shape[-1]
-        rows_R = self.rows.of_this_batch(num_tokens, self.model.rows_layer_name)
+        rows_R = self.rows.of_this_batch(num_tokens, self.model.rows_layer_name, reads is not None)
         if self._first:
             tell(self._first)
-        norms_RN = self.model(input_ids, positions, rows_R, inputs_embeds, intermediate_tensors)
+        made = self.model(input_ids, positions, rows_R, inputs_embeds, intermediate_tensors)
         if self._first:
             self._first = ""
             tell("warm-up")
-        if isinstance(norms_RN, IntermediateTensors):
-            return for_the_next_stage(norms_RN, num_tokens)
+        if isinstance(made, IntermediateTensors):
+            return for_the_next_stage(made, num_tokens)
+        norms_RN, states_RH = made
+        if reads is not None:
+            logps_R = self._log_probs(FT_STREAM, states_RH, reads.targets_R)
+            self.pooler.values = RowValues(states_RH=states_RH, logps_R=logps_R)
         return nn.functional.pad(norms_RN, (0, 0, 0, num_tokens - norms_RN.shape[0]))
+
+    def _pt_alone(self, reads: StepReads, ids: Any, positions: Tensor, before: Any) -> Any:
+        """A step of an engine that scores on a stream of PT's own."""
+        made = self._own_stream(reads, ids, positions, before)
+        if isinstance(made, Tensor):
+            return own_for_the_next_stage(self.model, made)
+        self.pooler.values = made
+        return positions.new_zeros(len(positions), self.num_numbers, dtype=torch.float32)
 
     def _generate(self, input_ids: Any, positions: Tensor, intermediate: Any, embeds: Any) -> Tensor:
         """FT where no row needs PT, else FT and PT's rows; scores are kept for the sampler."""
-        plan, readings = self.rows.take_plan()
+        step = self.rows.take_step()
         self._scores = None
         context = get_forward_context()
-        if plan is None:
+        if step.reads is not None:
+            values = self._own_stream(step.reads, input_ids, positions, None)
+            none = positions.new_full((len(step.readings), self.num_numbers), torch.nan, dtype=torch.float32)
+            self._scores = with_rows(none, values, step.readings)
+            return positions.new_zeros(len(positions), self.model.hidden_size, dtype=self.dtype)
+        if step.plan is None:
             profiling = context.attn_metadata is None
             if profiling and context.cudagraph_runtime_mode == CUDAGraphMode.NONE and len(positions) > 4:
                 # Compiles the other half, and lets vLLM see the memory it takes.
                 rows = self.rows.for_profiling(len(positions))
                 self.model(input_ids, positions, *rows, inputs_embeds=embeds)
             return self.stock(input_ids, positions, intermediate, embeds)
+        plan, readings = step.plan, step.readings
         with self.rows.slots_of(plan, self.model.attention_names):
-            hidden_TH, norms_CN = self.model(
+            hidden_TH, norms_CN, states_CH = self.model(
                 input_ids, positions, *self.rows.tensors(plan), inputs_embeds=embeds
             )
         self._scores = norms_CN.new_full((plan.num_logits, norms_CN.shape[1]), float("nan"))
         sampled_CN = norms_CN[self.rows.on_device(plan.sampled_in_C)] if readings else norms_CN
         self._scores[self.rows.on_device(plan.logits_C)] = sampled_CN
-        self._scores = with_rows(self._scores, norms_CN, readings)
+        if readings:
+            logps_C = self._log_probs(FT_STREAM, states_CH, targets_of_readings(readings, len(norms_CN)))
+            norms_CLN = norms_CN.unflatten(1, (-1, len(NORM_COLUMNS)))
+            self._scores = with_rows(self._scores, RowValues(norms_CLN, states_CH, logps_C), readings)
         return hidden_TH
+
+    def _own_stream(self, reads: StepReads, ids: Any, positions: Tensor, before: Any) -> Any:
+        """What is read of PT's layers on their own stream, RowValues; from a stage that is not the last that
+        stream itself."""
+        get_forward_context().cudagraph_runtime_mode = CUDAGraphMode.NONE
+        if self._pt_layers is None:
+            self._pt_layers = OwnStream(self.model.own_pt_layers, self.wide, self.dtype)
+        if before is not None:
+            x_TH = before["stream"]
+        else:
+            x_TH = first_stream(self.pt if reads.stream == PT_STREAM else self.ft, ids, None)
+        if not self.model.is_last_stage:
+            return self._pt_layers(x_TH, positions, None)
+        states_RH = self._pt_layers(x_TH, positions, self.rows.on_device(reads.rows_R))
+        return RowValues(None, states_RH, self._log_probs(reads.stream, states_RH, reads.targets_R))
+
+    def _log_probs(self, stream: str, states_RH: Tensor, targets_R: Any) -> Tensor:
+        """``[R]``: of each row with a target its log-probability, else 0."""
+        logps_R = states_RH.new_zeros(len(states_RH))
+        wanted = np.flatnonzero(targets_R >= 0)
+        if len(wanted):
+            model, rows = (self.ft if stream == FT_STREAM else self.pt), self.rows.on_device(wanted)
+            targets = self.rows.on_device(targets_R[wanted])
+            logps_R[rows] = log_probs(model, decoder_of(model).norm, states_RH[rows], targets)
+        return logps_R
+
+    def load_heads(self) -> None:
+        """Load what log-probabilities need of both models (``heads``). Idempotent."""
+        if self.scores_prompts:
+            self.model.ft_aside.restore(self.pair.ft.directory)
+        self.model.pt_aside.restore(self.pair.pt.directory)
+
+    @property
+    def ft(self) -> Any:
+        """FT, as vLLM has it."""
+        return self.model.ft if self.scores_prompts else self.stock
+
+    @property
+    def pt(self) -> Any:
+        """PT, as vLLM has it, but for its layers."""
+        return self.model.pt
+
+    @property
+    def num_numbers(self) -> int:
+        """Norms of a row, 7 L."""
+        return self.model.num_layers * len(NORM_COLUMNS)
 
     def take_scores(self) -> Tensor | None:
         """Norms ``[rows of logits, 7 L]`` of the step that has just run, NaN without PT, and behind them the

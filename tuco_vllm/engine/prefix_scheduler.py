@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tuco_vllm.engine.compat import AsyncScheduler, Request, Scheduler, VllmConfig
+from tuco_vllm.engine.own_steps import TakesTurns
 from tuco_vllm.engine.scoring_rows import rows_asked
-from tuco_vllm.steering import Asked
+from tuco_vllm.steering import FT_STREAM, Asked
 
 
 class _Shorter:
@@ -30,17 +31,22 @@ def end_prefixes(manager: Any, asked_by: Callable[[Any], Asked | None]) -> None:
     def before_the_first_row(request: Request) -> Any:
         asked = asked_by(request)
         # vLLM computes a request's last token anew, whatever is cached.
-        return stock(request if asked is None else _Shorter(request, asked[0]))
+        return stock(request if asked is None else _Shorter(request, asked.first))
 
     manager.get_computed_blocks = before_the_first_row
 
 
-class _Scoring:
+class _Scoring(TakesTurns):
     """Mixed into vLLM's schedulers, whichever runs."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         end_prefixes(self.kv_cache_manager, lambda request: rows_asked(request.pooling_params))
+
+    def add_request(self: Any, request: Request) -> None:
+        asked = rows_asked(request.pooling_params)
+        self.to_stream(request, FT_STREAM if asked is None else asked.stream)
+        super().add_request(request)  # type: ignore[misc]
 
 
 class ScoringScheduler(_Scoring, Scheduler):

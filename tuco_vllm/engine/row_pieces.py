@@ -1,6 +1,10 @@
 """A request's scores, put together from its chunks.
 
-Shape suffixes: R rows of a chunk, C rows of a step, L layers, N = 7 norms.
+They leave the engine as one row of numbers: of the prompt's last row its norms and, where it was asked for,
+the stream behind the last layer; then of all rows their scores; then their log-probabilities. ``row_scores``
+reads it. A request that runs on PT's stream has no norms and no scores.
+
+Shape suffixes: R rows of a chunk, C rows of a step, L layers, H hidden size, N = 7 norms.
 """
 
 from collections.abc import Sequence
@@ -11,42 +15,82 @@ import torch
 from torch import Tensor
 
 from tuco_vllm.decomposition import NORM_COLUMNS
-from tuco_vllm.engine.step_plan import StepPlan
+from tuco_vllm.engine.scoring_rows import targets_of
 from tuco_vllm.errors import EngineError
-from tuco_vllm.records import EngineInput, RowScores, ScoredTokens
-from tuco_vllm.steering import Asked, Steering
+from tuco_vllm.score_requests import EngineInput, RowScores, ScoredTokens
+from tuco_vllm.steering import FT_STREAM, Asked, Steering
+
+
+class RowValues(NamedTuple):
+    """What a step brings of R rows; None of what nobody in it asks for."""
+
+    norms_RLN: Tensor | None = None
+    states_RH: Tensor | None = None
+    """The stream behind the last layer, float32."""
+    logps_R: Tensor | None = None
+    """Of each row's target, anything where it has none."""
+
+    def cut(self, rows: slice) -> "RowValues":
+        """Those of some rows."""
+        return RowValues(*(None if values is None else values[rows] for values in self))
 
 
 class RowPieces:
     """One request's scores, chunk by chunk."""
 
     def __init__(self) -> None:
-        self._tucos: dict[int, Tensor] = {}
-        self._norms_LN: Tensor | None = None
+        self._columns: dict[int, Tensor] = {}
+        """First position of a chunk -> ``[K, R]``, the K numbers that each of its rows has."""
+        self._of_last: Tensor | None = None
 
-    def add(self, norms_RLN: Tensor, end: int, asked: Asked) -> None:
+    def add(self, values: RowValues, end: int, asked: Asked) -> None:
         """A chunk's rows, of the positions before ``end``."""
-        (first, of_norms), start = asked, end - len(norms_RLN)
-        if end <= first:
+        if end <= asked.first:
             return  # the row that stands for none
+        norms_RLN = values.norms_RLN if asked.stream == FT_STREAM else None
+        states_RH = values.states_RH if asked.state else None
+        columns = [] if norms_RLN is None else [_tucos(norms_RLN)]
+        if asked.targets and values.logps_R is not None:
+            columns.append(values.logps_R.clone())
+        count = next(len(each) for each in values if each is not None)
+        start = end - count
         # Behind it lies what a preemption took back.
-        self._tucos = {place: tucos for place, tucos in self._tucos.items() if place < start}
-        self._tucos[start] = _tucos(norms_RLN)
-        if start <= of_norms < end:
-            self._norms_LN = norms_RLN[of_norms - start].clone()
+        self._columns = {place: column for place, column in self._columns.items() if place < start}
+        self._columns[start] = torch.stack(columns) if columns else torch.empty(0, count)
+        if start <= asked.last < end:
+            row = asked.last - start
+            self._of_last = torch.cat(
+                [each[row].flatten() for each in (norms_RLN, states_RH) if each is not None]
+                or [torch.empty(0)]
+            )
 
     def whole(self, end: int, asked: Asked) -> Tensor:
-        """``[L * N + n]``: the norms of one row, then n scores. Empty if of the rows from the first one asked
-        for to ``end`` any is missing."""
-        place = asked[0]
-        for start, tucos in sorted(self._tucos.items()):
+        """All of it in a row. Empty if of the rows from the first one asked for to ``end`` any is missing."""
+        place, columns = asked.first, [self._columns[start] for start in sorted(self._columns)]
+        for start, column in zip(sorted(self._columns), columns, strict=True):
             if start != place:
                 break
-            place += len(tucos)
-        if place != end or self._norms_LN is None:
+            place += column.shape[1]
+        if place != end or self._of_last is None:
             return torch.empty(0)
-        scores = [self._tucos[start] for start in sorted(self._tucos)]
-        return torch.cat([self._norms_LN.flatten(), *scores])
+        return torch.cat([self._of_last, torch.cat(columns, dim=1).flatten()])
+
+
+def row_scores(numbers: Tensor, asked: ScoredTokens, num_layers: int) -> RowScores:
+    """What ``RowPieces.whole`` has put in a row. Raises EngineError if that is nothing."""
+    if not len(numbers):
+        raise EngineError("the engine has lost rows of a request: please report this")
+    wish, count = asked.asked, asked.num_rows
+    of_ft = wish.stream == FT_STREAM
+    norms = num_layers * len(NORM_COLUMNS) if of_ft else 0
+    tucos, logps = count if of_ft else 0, count if wish.targets else 0
+    parts = numbers.split([norms, len(numbers) - norms - tucos - logps, tucos, logps])
+    return RowScores(
+        norms=parts[0].view(num_layers, -1) if of_ft else None,
+        state=parts[1] if wish.state else None,
+        tucos=parts[2] if of_ft else None,
+        logps=parts[3][wish.last - wish.first :] if wish.targets else None,
+    )
 
 
 def _tucos(norms_RLN: Tensor) -> Tensor:
@@ -70,66 +114,69 @@ class Reading(NamedTuple):
 
 
 def readings_of_step(
-    plan: StepPlan | None,
+    requests_M: Any,
+    starts: Any,
     asked: Sequence[Asked | None],
-    pieces: Sequence[RowPieces | None],
+    prompts: Sequence[tuple[RowPieces | None, int]],
     ends: Any,
-    prompt_lengths: Sequence[int],
     num_logits: Any,
 ) -> list[Reading]:
-    """Of N requests in the batch's order: what they ask for, what they have, up to which position the step
-    comes, how many tokens their prompts have, and rows of logits."""
-    if plan is None:
-        return []
+    """Of the requests at ``requests_M`` of the batch's N, whose rows begin at ``starts`` ``[M + 1]``.
+
+    Of all N: what they ask for; what they have, and how many tokens their prompts have; up to which position
+    the step comes; and rows of logits.
+    """
     logits = np.cumsum(num_logits) - num_logits
     readings = []
-    for place, request in enumerate(plan.requests_M.tolist()):
-        wish, own = asked[request], pieces[request]
-        if wish is not None and own is not None:
-            rows = slice(*plan.scored_starts[place : place + 2].tolist())
-            is_last = ends[request] == prompt_lengths[request]
-            last = int(logits[request]) if is_last else None
-            readings.append(Reading(own, rows, int(ends[request]), wish, last))
+    for place, request in enumerate(requests_M.tolist()):
+        wish, (pieces, length) = asked[request], prompts[request]
+        if wish is not None and pieces is not None:
+            rows = slice(*starts[place : place + 2].tolist())
+            last = int(logits[request]) if ends[request] == length else None
+            readings.append(Reading(pieces, rows, int(ends[request]), wish, last))
     return readings
 
 
-LOST = -1.0
-"""No TuCo: what stands for the score of a row that did not come."""
+def targets_of_readings(readings: Sequence[Reading], count: int) -> Any:
+    """``[count]``: of each row of the step the token whose log-probability is read, -1 where none is."""
+    targets_C = np.full(count, -1, dtype=np.int64)
+    for reading in readings:
+        size = reading.rows.stop - reading.rows.start
+        targets_C[reading.rows] = targets_of(reading.asked, reading.end, size)
+    return targets_C
 
 
 def score_wish(asked: EngineInput) -> tuple[Steering, list[int]]:
     """What an engine that generates is asked for a prompt's score: a wish, and token ids to add one to."""
     if isinstance(asked, ScoredTokens):
-        rows = asked.first_row, asked.prompt_tokens - 1
-        return Steering(scored=True, rows=rows), asked.token_ids
+        return Steering(scored=True, rows=asked.asked), asked.token_ids
     return Steering(scored=True), asked
 
 
-def received(rows: Any, asked: EngineInput) -> Any:
+def received(rows: Any, asked: EngineInput, num_layers: int) -> Any:
     """What came with that token: norms ``[L, 7]`` of a prompt, or the RowScores of ScoredTokens.
 
     Raises EngineError for scores that did not come.
     """
     if rows is None:
         raise EngineError("the engine gave no scores")
-    if not isinstance(asked, ScoredTokens):
-        return torch.from_numpy(rows[0])
-    count = len(asked.token_ids) - asked.first_row
-    norms, tucos = torch.from_numpy(rows[0]).split([rows.shape[1] - count, count])
-    if (tucos == LOST).any():
-        raise EngineError("the engine has lost rows of a request: please report this")
-    return RowScores(norms.unflatten(0, (-1, len(NORM_COLUMNS))), tucos)
+    numbers = torch.from_numpy(rows[0])
+    return row_scores(numbers, asked, num_layers) if isinstance(asked, ScoredTokens) else numbers
 
 
-def with_rows(scores_QN: Tensor, norms_CN: Tensor, readings: Sequence[Reading]) -> Tensor:
-    """The scores of Q rows of logits, widened by those of the prompts that end in this step."""
+def with_rows(scores_QN: Tensor, values: RowValues, readings: Sequence[Reading]) -> Tensor:
+    """The scores of Q rows of logits; in place of those of prompts that end in this step how many numbers
+    they have, and these."""
     for reading in readings:
-        norms_RLN = norms_CN[reading.rows].unflatten(1, (-1, len(NORM_COLUMNS)))
-        reading.pieces.add(norms_RLN, reading.end, reading.asked)
-    last = [reading for reading in readings if reading.logits is not None]
-    most = max((reading.end - reading.asked[0] for reading in last), default=0)
-    wide = torch.nn.functional.pad(scores_QN, (0, most), value=LOST)
-    for reading in last:
-        scores = reading.pieces.whole(reading.end, reading.asked)
-        wide[reading.logits, : len(scores)] = scores
+        reading.pieces.add(values.cut(reading.rows), reading.end, reading.asked)
+    whole = {
+        reading.logits: reading.pieces.whole(reading.end, reading.asked)
+        for reading in readings
+        if reading.logits is not None
+    }
+    most = max([scores_QN.shape[1], *(len(numbers) + 1 for numbers in whole.values())])
+    wide = torch.nn.functional.pad(scores_QN, (0, most - scores_QN.shape[1]))
+    for row, numbers in whole.items():
+        wide[row, 0] = len(numbers)
+        wide[row, 1 : len(numbers) + 1] = numbers
     return wide

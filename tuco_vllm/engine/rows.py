@@ -108,6 +108,11 @@ def last_tokens(batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata
     return one_token_queries(batch), batch.query_start_loc[1:] - 1
 
 
+def every_token(batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor]:
+    """The batch as it is: the selection for a stream of PT's own."""
+    return batch, torch.arange(batch.num_actual_tokens, device=batch.query_start_loc.device)
+
+
 def one_token_queries(batch: CommonAttentionMetadata) -> CommonAttentionMetadata:
     """The batch as its requests' last tokens alone: same contexts, same blocks, one query each."""
     count, dtype = batch.num_reqs + 1, batch.query_start_loc.dtype

@@ -11,15 +11,16 @@ import logging
 from typing import Any
 
 from tuco_vllm.engine.compat import AsyncScheduler, Request, RequestError, Scheduler, VllmConfig
+from tuco_vllm.engine.own_steps import TakesTurns
 from tuco_vllm.engine.prefix_scheduler import end_prefixes
 from tuco_vllm.engine.score_columns import rows_of_request, split_scores
 from tuco_vllm.errors import InputError
-from tuco_vllm.steering import ALPHA, MAX_ALPHA, PLAIN, ROWS, TUCO, Asked, steering_of
+from tuco_vllm.steering import ALPHA, FT_STREAM, MAX_ALPHA, PLAIN, ROWS, TUCO, Asked, steering_of
 
 _log = logging.getLogger(__name__)
 
 
-class _Steering:
+class _Steering(TakesTurns):
     """Mixed into vLLM's schedulers, whichever runs."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -51,6 +52,7 @@ class _Steering:
             request.cache_salt = steering.cache_salt(request.cache_salt)
             request.block_hashes.clear()
             request.update_block_hashes()
+            self.to_stream(request, FT_STREAM if steering.rows is None else steering.rows.stream)
         super().add_request(request)  # type: ignore[misc]
 
     def _end_with_the_step(self: Any, name: str, error: InputError) -> None:
@@ -60,15 +62,11 @@ class _Steering:
         else:
             errors.add(name)
 
-    def _rows_of_prompt(self: Any, request: Request) -> int:
-        asked = request.tuco_steering.rows
-        return 0 if asked is None else request.num_prompt_tokens - asked[0]
-
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         columns = model_runner_output.logprobs
         model_runner_output.logprobs, scores = split_scores(columns)
         scored = {
-            name: (model_runner_output.req_id_to_index[name], self._rows_of_prompt(request))
+            name: (model_runner_output.req_id_to_index[name], request.tuco_steering.rows is not None)
             for name in (scheduler_output.num_scheduled_tokens if scores is not None else ())
             if (request := self.requests.get(name)) is not None and request.tuco_steering.scored
         }
@@ -86,8 +84,8 @@ class _Steering:
 
 def expect_rows_fit(request: Request, rows: Asked) -> None:
     """Rows of a prompt leave with the one token that is sampled for it. InputError else."""
-    if rows[1] >= request.num_prompt_tokens:
-        raise InputError(f"{ROWS} is {list(rows)}, of a prompt of {request.num_prompt_tokens} tokens")
+    if rows.last >= request.num_prompt_tokens:
+        raise InputError(f"{ROWS} is of token {rows.last}, the prompt has {request.num_prompt_tokens}")
     if request.sampling_params.max_tokens != 1:
         raise InputError(f"{ROWS} is for requests with max_tokens=1")
 

@@ -3,8 +3,8 @@
 Of what a worker returns for every sampled token, the logprobs are what already gets through all of vLLM
 right: the asynchronous copy off the device, the filter of rejected drafts, the transport between processes.
 So norms ``[rows, 7 L]`` ride as columns behind the real logprobs, known by a token id that no vocabulary has;
-the scheduler cuts them off before anybody reads logprobs. Behind the norms may stand scores of a prompt's
-rows (``row_pieces.with_rows``).
+the scheduler cuts them off before anybody reads logprobs. In place of norms there may be all that is read of
+a prompt's rows (``row_pieces.with_rows``).
 """
 
 from typing import Any
@@ -58,11 +58,13 @@ def split_scores(logprobs: LogprobsLists | None) -> tuple[LogprobsLists | None, 
 
 
 def rows_of_request(
-    logprobs: Any, scores: NDArray[np.float32], request: int, count: int, layers: int, of_prompt: int = 0
+    logprobs: Any, scores: NDArray[np.float32], request: int, count: int, layers: int, of_prompt: bool
 ) -> Any:
-    """The scores of a request's ``count`` new tokens, ``[count, L, 7]``; of one with ``of_prompt`` rows of
-    its prompt, whose one new token they leave with, ``[1, 7 L + of_prompt]``."""
+    """The scores of a request's ``count`` new tokens, ``[count, L, 7]``; ``of_prompt`` what leaves with the
+    one new token of a request that asks for rows of its prompt, ``[1, numbers]``."""
     starts = logprobs.cu_num_generated_tokens
-    first, size = request if starts is None else starts[request], layers * len(NORM_COLUMNS)
-    own = np.ascontiguousarray(scores[first : first + count, : size + of_prompt])
-    return own if of_prompt else own.reshape(count, layers, -1)
+    first = request if starts is None else starts[request]
+    if of_prompt:
+        return np.ascontiguousarray(scores[first : first + 1, 1 : 1 + int(scores[first, 0])])
+    size = layers * len(NORM_COLUMNS)
+    return np.ascontiguousarray(scores[first : first + count, :size]).reshape(count, layers, -1)

@@ -1,7 +1,7 @@
 """Token ids in, norms out: the vLLM engine of a pair, kept saturated while it is read lazily."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from vllm import LLMEngine, PoolingParams
 
 from tuco_vllm.config import ModelPair, expect_row_dtype
-from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.arguments import eager_or_compiled, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
 from tuco_vllm.engine.pair_config import rows_are_wide
+from tuco_vllm.engine.row_pieces import row_scores
 from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError
 from tuco_vllm.families import FAMILIES
-from tuco_vllm.records import EngineInput, RowScores, ScoredTokens
+from tuco_vllm.score_requests import EngineInput, RowScores, ScoredTokens
 from tuco_vllm.steering import ROWS
 
 Key = TypeVar("Key")
@@ -70,6 +70,8 @@ class Scorer:
         self._params = PoolingParams(task="classify")
         self._next_id = 0
         self._done: dict[str, Any] = {}  # of all streams: a step of one may finish prompts of another
+        self._asked: dict[str, ScoredTokens] = {}
+        self._has_heads = False
 
     def stream(self, items: Iterable[tuple[Key, EngineInput]]) -> Iterator[tuple[Key, Any]]:
         """Of each prompt's token ids its norms ``[L, 7]`` float32, of ScoredTokens RowScores; in input order.
@@ -106,28 +108,39 @@ class Scorer:
         self._next_id += 1
         token_ids, params = asked, self._params
         if isinstance(asked, ScoredTokens):
-            rows = {ROWS: [asked.first_row, asked.prompt_tokens - 1]}
+            rows = {ROWS: list(asked.asked)}
             token_ids, params = asked.token_ids, PoolingParams(task="classify", extra_kwargs=rows)
+            if asked.asked.targets:
+                self._load_heads()
+            self._asked[request] = asked
         with _deaths():
             self.engine.add_request(request, tokens_input(token_ids), params)
         return request
+
+    def _load_heads(self) -> None:
+        if not self._has_heads:
+            with _deaths():
+                load_heads(self.engine.collective_rpc)
+            self._has_heads = True
 
     def step(self) -> list[tuple[str, Any]]:
         """Let the engine work. Returns finished requests' names, and what ``stream`` says of each; raises
         EngineError."""
         with _deaths():
             outputs: list[Any] = self.engine.step()
-        return [(output.request_id, self._of(output.outputs.data)) for output in outputs if output.finished]
+        return [
+            (output.request_id, self._of(output.request_id, output.outputs.data))
+            for output in outputs
+            if output.finished
+        ]
 
-    def _of(self, data: Tensor) -> Tensor | RowScores:
-        if data.dim() > 1:
-            return data
-        size = self.num_layers * len(NORM_COLUMNS)
-        if len(data) <= size:
-            raise EngineError("the engine has lost rows of a request: please report this")
-        return RowScores(data[:size].view(self.num_layers, -1), data[size:])
+    def _of(self, request: str, data: Tensor) -> Tensor | RowScores:
+        asked = self._asked.pop(request, None)
+        return data if asked is None else row_scores(data, asked, self.num_layers)
 
     def _abort(self, requests: list[str]) -> None:
+        for request in requests:
+            self._asked.pop(request, None)
         if requests:
             try:
                 self.engine.abort_request(requests)
@@ -139,6 +152,19 @@ class Scorer:
         engine, self.engine = getattr(self, "engine", None), None
         if engine is not None:
             engine.engine_core.shutdown()
+
+
+def load_heads(rpc: Callable[[str], Any]) -> None:
+    """Have an engine's workers load what the relative reward needs. Raises EngineError."""
+    try:
+        rpc("load_heads")
+    except EngineDeadError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise EngineError(
+            f"what the relative reward needs of both models could not be loaded: {reason[:500]}"
+        ) from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from tuco_kernels import accumulate_contribution
 
 from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import IntermediateTensors, PPMissingLayer, VllmConfig, support_torch_compile
+from tuco_vllm.engine.heads import PutAside
 from tuco_vllm.engine.rows import Selection
 from tuco_vllm.engine.rows_projection import Both
 from tuco_vllm.engine.stock_layers import (
@@ -32,7 +33,7 @@ from tuco_vllm.engine.stock_layers import (
     rows_again,
     stream_on_rows,
 )
-from tuco_vllm.engine.stock_models import decoder_of, first_stream, ft_model, pt_model, without_head
+from tuco_vllm.engine.stock_models import HEAD, decoder_of, first_stream, ft_model, pt_model
 
 _SUMS = ("cum_ptc", "cum_ftc", "norms")
 
@@ -58,8 +59,9 @@ class ScoringModel(nn.Module):
         select: Selection,
     ) -> None:
         super().__init__()
-        self.ft = without_head(ft_model(vllm_config, architecture, f"{prefix}.ft"))
-        self.pt = pt_model(vllm_config, pt_config, architecture, f"{prefix}.pt")
+        self.ft = ft_model(vllm_config, architecture, f"{prefix}.ft")
+        self.ft_aside = PutAside(self.ft, HEAD)
+        self.pt, self.pt_aside = pt_model(vllm_config, pt_config, architecture, f"{prefix}.pt")
         ft_layers, pt_layers = (list(decoder_of(model).layers) for model in (self.ft, self.pt))
         self.num_layers = len(ft_layers)
         self.hidden_size: int = pt_config.get_text_config().hidden_size
@@ -82,6 +84,16 @@ class ScoringModel(nn.Module):
             """The engine's name of one layer on rows, whose attention metadata holds them (``rows``)."""
             self.layers.append((index, ft, pt, again))
 
+    @property
+    def own_pt_layers(self) -> list[Any]:
+        """PT's layers of this pipeline stage."""
+        return [pt for _, _, pt, _ in self.layers]
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this pipeline stage has the last layer."""
+        return self.layers[-1][0] == self.num_layers - 1
+
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """FT's embeddings ``[T, H]``."""
         return self.ft.embed_input_ids(input_ids)
@@ -93,8 +105,9 @@ class ScoringModel(nn.Module):
         rows: Tensor,
         inputs_embeds: Tensor | None = None,
         before: IntermediateTensors | None = None,
-    ) -> Tensor | IntermediateTensors:
-        """Norms ``[R, 7 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order.
+    ) -> tuple[Tensor, Tensor] | IntermediateTensors:
+        """Norms ``[R, 7 L]`` float32, layer-major, in ``decomposition.NORM_COLUMNS``' order; and FT's stream
+        behind the last layer ``[R, H]`` float32.
 
         ``before`` is what the pipeline stage before has returned, its sums padded to T rows; a stage that is
         not the last returns such, padded to nothing.
@@ -116,7 +129,8 @@ class ScoringModel(nn.Module):
             # inputs: PT, which needs those, runs before.
             is_last = index == L - 1
             arguments = layer_arguments(x_TH, delta_TH, rows)
-            x_RH = stream_on_rows(x_TH, delta_TH, rows, torch.float32) if again else x_TH
+            if again or is_last:
+                x_RH = stream_on_rows(x_TH, delta_TH, rows, torch.float32)
             pt_mlp_RH, pt_done = pt(positions=at_both, **arguments)
             delta_TH, ft_done = ft(positions=at_both if is_last else positions, **arguments)
             x_TH = ft_done.x_TH
@@ -137,7 +151,7 @@ class ScoringModel(nn.Module):
                 mlp_rows_R=ft_mlp_rows_R,
             )
         if is_last:
-            return sums[2]
+            return sums[2], x_RH + ft_done.attention_RH.float() + delta_TH.float()
         return IntermediateTensors({"stream": x_TH, "delta": delta_TH, **dict(zip(_SUMS, sums, strict=True))})
 
 
@@ -145,6 +159,12 @@ def for_the_next_stage(made: IntermediateTensors, tokens: int) -> IntermediateTe
     """The same, sums padded to ``tokens`` rows: vLLM's runners slice all that comes to as many."""
     padded = {name: nn.functional.pad(made[name], (0, 0, 0, tokens - made[name].shape[0])) for name in _SUMS}
     return IntermediateTensors({**made.tensors, **padded})
+
+
+def own_for_the_next_stage(model: ScoringModel, x_TH: Tensor) -> IntermediateTensors:
+    """PT's own stream, in the form that FT's stream travels in."""
+    made = from_a_stage_before(model, len(x_TH), x_TH.dtype, x_TH.device)
+    return IntermediateTensors({**made.tensors, "stream": x_TH})
 
 
 def from_a_stage_before(

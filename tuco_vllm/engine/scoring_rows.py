@@ -8,7 +8,7 @@ Shape suffixes: T tokens of the batch, R rows.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +22,17 @@ from tuco_vllm.engine.compat import (
     async_tensor_h2d,
     get_forward_context,
 )
-from tuco_vllm.engine.rows import last_tokens, rows_in
+from tuco_vllm.engine.rows import every_token, last_tokens, rows_in
 from tuco_vllm.engine.step_plan import ranges
-from tuco_vllm.steering import ROWS, Asked
+from tuco_vllm.steering import FT_STREAM, ROWS, Asked
 
 
 def rows_asked(params: Any) -> Asked | None:
     """What a request's PoolingParams ask for beside the last row; None where that is all."""
-    asked = (params.extra_kwargs or {}).get(ROWS)
-    return None if asked is None else (asked[0], asked[1])
+    kwargs = params.extra_kwargs or {}
+    if not isinstance(kwargs.get(ROWS), Asked | None):
+        kwargs[ROWS] = Asked.of(kwargs[ROWS])  # checked once, not every step
+    return kwargs.get(ROWS)
 
 
 def rows_of_step(
@@ -44,7 +46,7 @@ def rows_of_step(
     if not any(asked):
         return None
     ends = computed.astype(np.int64) + scheduled
-    first = np.array([end - 1 if own is None else own[0] for own, end in zip(asked, ends, strict=True)])
+    first = np.array([end - 1 if own is None else own.first for own, end in zip(asked, ends, strict=True)])
     return np.clip(ends - first, 1, scheduled)
 
 
@@ -56,11 +58,63 @@ def prompt_rows_of_step(
     return None if counts is None else np.where([wish is not None for wish in asked], counts, 0)
 
 
+class StepReads(NamedTuple):
+    """What is read in a step in which requests ask for more than their last row."""
+
+    counts: NDArray[np.int64]
+    """Rows of each request."""
+    rows_R: NDArray[np.int64]
+    """Their indices into the step's tokens."""
+    targets_R: NDArray[np.int64]
+    """Of each row the token whose log-probability is read, -1 where none is."""
+    stream: str
+    """What all its requests run on."""
+
+    @property
+    def of_ft(self) -> bool:
+        """Whether that is FT's stream."""
+        return self.stream == FT_STREAM
+
+
+def reads_of_step(
+    asked: Sequence[Asked | None], computed: NDArray[Any], scheduled: NDArray[Any]
+) -> StepReads | None:
+    """Of the requests of an engine that scores; None where all have one row and nothing else is read.
+
+    RuntimeError for requests of two streams in one step (``own_steps``).
+    """
+    counts = rows_of_step(asked, computed, scheduled)
+    if counts is None:
+        return None
+    ends = computed.astype(np.int64) + scheduled
+    targets = [targets_of(wish, *ends_counts) for wish, *ends_counts in zip(asked, ends, counts, strict=True)]
+    rows_R = ranges(np.cumsum(scheduled) - counts, counts)
+    return StepReads(counts, rows_R, np.concatenate(targets), stream_of_step(asked))
+
+
+def stream_of_step(asked: Sequence[Asked | None]) -> str:
+    """What all of a step's requests run on."""
+    streams = {FT_STREAM if wish is None else wish.stream for wish in asked}
+    if len(streams) != 1:
+        raise RuntimeError(f"a step has requests of the streams {', '.join(sorted(streams))}")
+    return streams.pop()
+
+
+def targets_of(wish: Asked | None, end: int, count: int) -> NDArray[np.int64]:
+    """``[count]``: of a request's rows before ``end`` the targets, -1 where there is none."""
+    targets_R = np.full(count, -1, dtype=np.int64)
+    if wish is not None and wish.targets:
+        first = end - count - wish.last
+        own = np.array(wish.targets[max(first, 0) : max(first + count, 0)], dtype=np.int64)
+        targets_R[max(-first, 0) :][: len(own)] = own
+    return targets_R
+
+
 class ScoringRows:
     """The rows of the batch that is about to run.
 
-    ``counts`` is set by the runner's adapter (``scoring_v1``, ``scoring_v2``) for the step whose metadata is
-    built next: rows of each request, or None for one each. Then they lie in a buffer whose address never
+    ``reads`` is set by the runner's adapter (``scoring_v1``, ``scoring_v2``) for the step whose metadata is
+    built next. Where it is None, each request has one row. Then they lie in a buffer whose address never
     changes: piecewise CUDA graphs replay by padded token count, so there R must be a function of it; the pad
     rows come last, where nobody reads them. With more rows no graph is replayed.
     """
@@ -69,32 +123,39 @@ class ScoringRows:
         self.max_rows = vllm_config.scheduler_config.max_num_seqs
         self.device = vllm_config.device_config.device
         self.buffer = torch.zeros(self.max_rows, dtype=torch.long, device=self.device)
-        self.counts: NDArray[np.int64] | None = None
+        self.reads: StepReads | None = None
+
+    def take_reads(self) -> StepReads | None:
+        """Once: a dummy run must not find the last step's."""
+        reads, self.reads = self.reads, None
+        return reads
 
     def select(self, batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor]:
         """The batch of these rows (``rows.Selection``)."""
-        if self.counts is None:
+        if self.reads is None:
             return last_tokens(batch)
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.counts)]).astype(np.int32)
+        if not self.reads.of_ft:
+            return every_token(batch)
+        counts = self.reads.counts
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]).astype(np.int32)
         selected = batch.replace(
-            query_start_loc=self._on_device(starts),
+            query_start_loc=self.on_device(starts),
             query_start_loc_cpu=torch.from_numpy(starts),
             num_actual_tokens=int(starts[-1]),
-            max_query_len=int(self.counts.max()),
+            max_query_len=int(counts.max()),
             positions=None,
             is_prefilling=None,
             _num_computed_tokens_cache=None,
             _token_to_req_indices_cache=None,
         )
         ends = batch.query_start_loc_cpu.numpy()[1:].astype(np.int64)
-        return selected, self._on_device(ranges(ends - self.counts, self.counts))
+        return selected, self.on_device(ranges(ends - counts, counts))
 
-    def of_this_batch(self, num_tokens: int, layer_name: str) -> Tensor:
-        """``[R]`` int64, in batch order (then pad rows), as ``layer_name``'s metadata has them. Call outside
-        compiled code."""
+    def of_this_batch(self, num_tokens: int, layer_name: str, several: bool) -> Tensor:
+        """``[R]`` int64, in batch order (then pad rows), as ``layer_name``'s metadata has them; ``several``
+        says that they are no function of ``num_tokens``. Call outside compiled code."""
         context: Any = get_forward_context()
         metadata = context.attn_metadata
-        several, self.counts = self.counts is not None, None  # a dummy run must not find the last step's
         if isinstance(metadata, list):
             raise RuntimeError("TuCo does not run under micro-batching (DBO)")
         if metadata is None:  # memory profiling and graph capture: no requests, only shapes
@@ -119,5 +180,6 @@ class ScoringRows:
     def _padded(self, num_tokens: int) -> int:
         return min(self.max_rows, num_tokens)
 
-    def _on_device(self, values: Any) -> Tensor:
+    def on_device(self, values: Any) -> Tensor:
+        """A numpy array on the device."""
         return async_tensor_h2d(values, device=self.device)

@@ -1,14 +1,14 @@
-"""Model Runner V2 (the default on GPUs) in an engine that scores: how many rows a step reads."""
+"""Model Runner V2 (the default on GPUs) in an engine that scores: what a step reads."""
 
 from typing import Any
 
 from tuco_vllm.engine.compat import DefaultModelState
-from tuco_vllm.engine.scoring_rows import rows_asked, rows_of_step
+from tuco_vllm.engine.scoring_rows import reads_of_step, rows_asked
 from tuco_vllm.steering import Asked
 
 
 class ScoringModelState(DefaultModelState):
-    """Counts each step's rows before its attention metadata is built."""
+    """Tells what a step reads before its attention metadata is built."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -29,7 +29,7 @@ class ScoringModelState(DefaultModelState):
     def prepare_attn(self, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Attention metadata, of layers on rows by this step's."""
         count = input_batch.num_reqs
-        self.model.rows.counts = rows_of_step(
+        self.model.rows.reads = reads_of_step(
             [self._asked.get(name) for name in input_batch.req_ids],
             input_batch.num_computed_tokens_np[:count],
             input_batch.num_scheduled_tokens[:count],

@@ -4,6 +4,7 @@ The steps are those of vLLM's own ``run_server``, which has no place where an ap
 command is no way in either: with the CPU wheel it does not start.
 """
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -25,7 +26,7 @@ from tuco_vllm.engine.plugin import let_vllm_load_us
 from tuco_vllm.engine.row_pieces import received, score_wish
 from tuco_vllm.engine.score_feed import feed_scores
 from tuco_vllm.errors import EngineError, InputError
-from tuco_vllm.records import EngineInput
+from tuco_vllm.score_requests import EngineInput
 
 _OURS = (*FIXED, "model_tag", "scheduler_cls", "worker_cls", "headless", "api_server_count", "grpc")
 """Flags whose values are ours."""
@@ -37,6 +38,8 @@ class ServedEngine:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self.max_model_len: int = engine.model_config.max_model_len
+        self._num_layers: int = engine.model_config.hf_text_config.num_hidden_layers
+        self._heads: asyncio.Task[None] | None = None
         feed_scores(engine.output_processor)
 
     def let_finish(self, finish: Callable[[float], object]) -> None:
@@ -62,6 +65,8 @@ class ServedEngine:
         ``priority`` is the request's own, over which its header goes; traces go on from the ``headers``.
         """
         wish, token_ids = score_wish(asked)
+        if wish.rows is not None and wish.rows.targets:
+            await self._load_heads()
         extra = wish.extra_args()
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args=extra)
         with suppress(KeyError, ValueError):  # as vLLM takes it
@@ -76,7 +81,17 @@ class ServedEngine:
         rows = None
         async for output in outputs:
             rows = output.outputs[0].routed_experts
-        return received(rows, asked)
+        return received(rows, asked, self._num_layers)
+
+    async def _load_heads(self) -> None:
+        """What the relative reward needs, once; what waits for it is not cancelled with a request."""
+        if self._heads is None or (self._heads.done() and self._heads.exception()):
+            self._heads = asyncio.create_task(self._engine.collective_rpc("load_heads"))
+        try:
+            await asyncio.shield(self._heads)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:500]
+            raise EngineError(f"what the relative reward needs could not be loaded: {reason}") from error
 
 
 def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> Namespace:

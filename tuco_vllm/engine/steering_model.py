@@ -22,7 +22,14 @@ from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
 from tuco_vllm.engine.rows import Selection
 from tuco_vllm.engine.rows_projection import Both
-from tuco_vllm.engine.stock_layers import Pending, keep_rows, layer_arguments, open_norm, query_rows
+from tuco_vllm.engine.stock_layers import (
+    Pending,
+    keep_rows,
+    layer_arguments,
+    open_norm,
+    query_rows,
+    stream_on_rows,
+)
 from tuco_vllm.engine.stock_models import decoder_of, first_stream, pt_model
 
 
@@ -56,7 +63,7 @@ class SteeringModel(nn.Module):
     ) -> None:
         super().__init__()
         self.ft: Any = (ft_model,)  # in a tuple: a child module would be loaded and counted twice
-        self.pt = pt_model(vllm_config, pt_config, architecture, f"{prefix}.pt")
+        self.pt, self.pt_aside = pt_model(vllm_config, pt_config, architecture, f"{prefix}.pt")
         self.ft_layers, self.pt_layers = (list(decoder_of(model).layers) for model in (ft_model, self.pt))
         self.num_layers = len(self.ft_layers)
         self.hidden_size: int = pt_config.get_text_config().hidden_size
@@ -65,6 +72,13 @@ class SteeringModel(nn.Module):
         open_norm(decoder_of(ft_model).norm, self.ft_layers[-1])
         self.attention_names = [query_rows(layer, vllm_config, select) for layer in self.pt_layers]
         """The engine's names of PT's attention layers."""
+
+    is_last_stage = True
+
+    @property
+    def own_pt_layers(self) -> list[Any]:
+        """PT's layers."""
+        return self.pt_layers
 
     def forward(
         self,
@@ -76,9 +90,10 @@ class SteeringModel(nn.Module):
         alpha_S: Tensor,
         scored_in_S: Tensor,
         inputs_embeds: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """FT's final hidden states of the steered stream ``[T, H]``, and norms ``[C, 7 L]`` float32 of the
-        unscaled contributions on it, layer-major, in ``decomposition.NORM_COLUMNS``' order."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """FT's final hidden states of the steered stream ``[T, H]``; norms ``[C, 7 L]`` float32 of the
+        unscaled contributions on it, layer-major, in ``decomposition.NORM_COLUMNS``' order; and that stream
+        behind the last layer ``[C, H]`` float32."""
         [ft_model] = self.ft
         x_TH: Any = first_stream(ft_model, input_ids, inputs_embeds)
         at_both = Both(positions[tokens_U], positions[rows_S])
@@ -111,5 +126,6 @@ class SteeringModel(nn.Module):
             )
             steer_residual(delta_TH, alpha_S, rows_S, pt_done.attention_RH, pt_mlp_SH, ft_done.attention_RH)
 
+        states_CH = stream_on_rows(x_TH, delta_TH, scored_C, torch.float32)
         hidden_TH, _ = decoder_of(ft_model).norm(delta_TH, Pending(x_TH, rows_S))
-        return hidden_TH, norms_CL7.flatten(1)
+        return hidden_TH, norms_CL7.flatten(1), states_CH

@@ -1,18 +1,19 @@
 """The rows of the step that is about to run, where every part of the executor looks them up.
 
-The runner's adapter (``steering_v1``, ``steering_v2``) sets a plan before vLLM builds attention metadata; the
-metadata builders of PT's layers select by it; the model's forward takes it. Nothing of it is in the forward's
-signature, so stock runners, torch.compile and CUDA graphs see a model like any other.
+The runner's adapter (``steering_v1``, ``steering_v2``) prepares a step before vLLM builds attention metadata;
+the metadata builders of PT's layers select by it; the model's forward takes it. Nothing of it is in the
+forward's signature, so stock runners, torch.compile and CUDA graphs see a model like any other.
 
 Index spaces are ``step_plan``'s: T, U, S, C; M requests.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tuco_vllm.engine.compat import (
@@ -22,8 +23,11 @@ from tuco_vllm.engine.compat import (
     async_tensor_h2d,
     get_forward_context,
 )
-from tuco_vllm.engine.row_pieces import Reading
-from tuco_vllm.engine.step_plan import StepPlan
+from tuco_vllm.engine.row_pieces import Reading, RowPieces, readings_of_step
+from tuco_vllm.engine.rows import every_token
+from tuco_vllm.engine.scoring_rows import StepReads, prompt_rows_of_step, reads_of_step
+from tuco_vllm.engine.step_plan import StepPlan, plan_step
+from tuco_vllm.steering import Steering
 
 
 class RowTensors(NamedTuple):
@@ -36,19 +40,59 @@ class RowTensors(NamedTuple):
     scored_in_S: Tensor
 
 
+class Step(NamedTuple):
+    """What the requests of a step ask for. The default: nothing that FT alone could not give."""
+
+    plan: StepPlan | None = None
+    """None where no request needs PT beside FT."""
+    readings: Sequence[Reading] = ()
+    """What the step brings those who ask for rows of their prompts."""
+    reads: StepReads | None = None
+    """Of a step on a stream of PT's own; None of all others."""
+
+
 class SteeringRows:
-    """One engine's current plan, None between steps and in steps where no request needs PT."""
+    """One engine's current step, the default between steps."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         self.device = vllm_config.device_config.device
         self.max_num_seqs: int = vllm_config.scheduler_config.max_num_seqs
-        self.plan: StepPlan | None = None
-        self.readings: list[Reading] = []
-        """What the step brings those who ask for rows of their prompts; set with the plan."""
+        self.step = Step()
+
+    def prepare(
+        self,
+        query_starts: NDArray[np.int32],
+        num_logits: NDArray[np.int32],
+        steerings: Sequence[Steering],
+        computed: NDArray[Any],
+        prompts: Sequence[tuple[RowPieces | None, int]],
+    ) -> None:
+        """Set the step that runs next, before its attention metadata is built.
+
+        Of its N requests: where their tokens begin ``[N + 1]``, rows of logits, wishes, tokens computed
+        before, and of those that ask for rows of their prompts what has come and how long these are.
+        """
+        asked = [steering.rows for steering in steerings]
+        if not any(asked):
+            self.step = Step(plan_step(query_starts, num_logits, steerings))
+            return
+        scheduled = np.diff(query_starts)
+        plan, reads = None, reads_of_step(asked, computed, scheduled)
+        if reads is not None and not reads.of_ft:
+            requests, starts = np.arange(len(asked)), np.concatenate([[0], np.cumsum(reads.counts)])
+        else:
+            num_rows = prompt_rows_of_step(asked, computed, scheduled)
+            plan, reads = plan_step(query_starts, num_logits, steerings, num_rows), None
+            assert plan is not None  # rows need PT
+            requests, starts = plan.requests_M, plan.scored_starts
+        ends = computed + scheduled
+        self.step = Step(plan, readings_of_step(requests, starts, asked, prompts, ends, num_logits), reads)
 
     def select(self, batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor] | None:
         """The batch of PT's rows (``rows.Selection``): M requests, their contexts and blocks, S queries."""
-        plan = self.plan
+        plan = self.step.plan
+        if self.step.reads is not None:
+            return every_token(batch)
         if plan is None:
             return None
         requests_M = self.on_device(plan.requests_M)
@@ -71,11 +115,10 @@ class SteeringRows:
         )
         return selected, self.on_device(plan.rows_S)
 
-    def take_plan(self) -> tuple[StepPlan | None, list[Reading]]:
-        """Both, once: a dummy run must not find the last step's."""
-        taken = self.plan, self.readings
-        self.plan, self.readings = None, []
-        return taken
+    def take_step(self) -> Step:
+        """Once: a dummy run must not find the last step's."""
+        step, self.step = self.step, Step()
+        return step
 
     def tensors(self, plan: StepPlan) -> RowTensors:
         """The plan's rows for the model."""

@@ -1,7 +1,6 @@
-"""Model Runner V1 (CPUs, and GPUs by choice): set each step's plan, append the scores to what was sampled.
+"""Model Runner V1 (CPUs, and GPUs by choice): prepare each step, append the scores to what was sampled.
 
-Chosen by ``worker_cls``: the worker builds its stock runner, whose class is then exchanged for one that adds
-two overrides, and to each request's state what the request asks for.
+Two overrides (``worker`` puts them into the stock runner), and to each request's state what it asks for.
 """
 
 import math
@@ -11,15 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuco_vllm.engine.compat import GPUModelRunnerV1, PlatformWorker
-from tuco_vllm.engine.row_pieces import RowPieces, readings_of_step
+from tuco_vllm.engine.row_pieces import RowPieces
 from tuco_vllm.engine.score_columns import append_scores
-from tuco_vllm.engine.scoring_rows import prompt_rows_of_step
-from tuco_vllm.engine.step_plan import plan_step
 from tuco_vllm.steering import steering_of
 
 
-class _SteeringRunner:
+class SteeringRunner:
     """Mixed into a V1 runner."""
 
     def _prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
@@ -34,34 +30,19 @@ class _SteeringRunner:
             # front's business; here a number is a number.
             steering = steering_of(new.sampling_params.extra_args, math.inf)
             self.requests[new.req_id].tuco_steering = steering
+            if steering.rows is not None:
+                self.requests[new.req_id].tuco_pieces = RowPieces()
         states = [self.requests[name] for name in self.input_batch.req_ids[:count]]
-        steerings = [state.tuco_steering for state in states]
-        starts = self.query_start_loc.np[: count + 1]
-        if any(steering.rows for steering in steerings):
-            self._plan_with_rows(starts, num_logits, states, steerings)
-        else:
-            self.model.rows.plan = plan_step(starts, num_logits, steerings)
+        self.model.rows.prepare(
+            self.query_start_loc.np[: count + 1],
+            num_logits,
+            [state.tuco_steering for state in states],
+            self.input_batch.num_computed_tokens_cpu[:count],
+            [(getattr(state, "tuco_pieces", None), state.num_prompt_tokens) for state in states],
+        )
         if self.device.type == "cpu":
             self._make_generators_rewindable()
         return prepared
-
-    def _plan_with_rows(self: Any, starts: Any, num_logits: Any, states: Any, steerings: Any) -> None:
-        asked, scheduled = [steering.rows for steering in steerings], np.diff(starts)
-        computed = self.input_batch.num_computed_tokens_cpu[: len(states)]
-        num_rows = prompt_rows_of_step(asked, computed, scheduled)
-        for state, wish in zip(states, asked, strict=True):
-            if wish is not None and not hasattr(state, "tuco_pieces"):
-                state.tuco_pieces = RowPieces()
-        rows = self.model.rows
-        rows.plan = plan_step(starts, num_logits, steerings, num_rows)
-        rows.readings = readings_of_step(
-            rows.plan,
-            asked,
-            [getattr(state, "tuco_pieces", None) for state in states],
-            computed + scheduled,
-            [state.num_prompt_tokens for state in states],
-            num_logits,
-        )
 
     def _make_generators_rewindable(self: Any) -> None:
         generators = self.input_batch.generators
@@ -114,14 +95,3 @@ def _by_slot(scores: Tensor, drafts: Any, width: int) -> Tensor:
     first = np.cumsum(counts) - counts
     slots = (first[:, None] + np.arange(width)[None, :]).reshape(-1)
     return scores[np.minimum(slots, len(scores) - 1)]
-
-
-class SteeringWorker(PlatformWorker):
-    """vLLM's worker of this platform, with our runner."""
-
-    def init_device(self) -> None:
-        """As stock; then the runner, if it is a V1 one (V2 has a way of its own, ``steering_v2``)."""
-        super().init_device()
-        stock = type(self.model_runner)
-        if issubclass(stock, GPUModelRunnerV1):
-            self.model_runner.__class__ = type(f"Steering{stock.__name__}", (_SteeringRunner, stock), {})

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from tuco_vllm.engine.compat import DefaultModelState, GPURejectionSampler
-from tuco_vllm.engine.row_pieces import RowPieces, readings_of_step
+from tuco_vllm.engine.row_pieces import RowPieces
 from tuco_vllm.engine.score_columns import append_scores
-from tuco_vllm.engine.scoring_rows import prompt_rows_of_step
-from tuco_vllm.engine.step_plan import plan_step
 from tuco_vllm.steering import PLAIN, Steering, steering_of
 
 
 class SteeringModelState(DefaultModelState):
-    """Plans each step before its attention metadata is built; wraps the samplers."""
+    """Prepares each step before its attention metadata is built; wraps the samplers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,21 +41,14 @@ class SteeringModelState(DefaultModelState):
 
     def prepare_attn(self, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Attention metadata, of PT's layers by this step's plan."""
-        count, rows = input_batch.num_reqs, self.model.rows
-        starts = input_batch.query_start_loc_np[: count + 1]
-        num_logits = np.diff(input_batch.cu_num_logits_np[: count + 1])
-        steerings = [self._steerings.get(name, PLAIN) for name in input_batch.req_ids]
-        if any(steering.rows for steering in steerings):
-            asked = [steering.rows for steering in steerings]
-            computed, scheduled = input_batch.num_computed_tokens_np[:count], np.diff(starts)
-            pieces = [self._pieces.get(name, (None, 0)) for name in input_batch.req_ids]
-            num_rows = prompt_rows_of_step(asked, computed, scheduled)
-            rows.plan = plan_step(starts, num_logits, steerings, num_rows)
-            own, lengths = zip(*pieces, strict=True)
-            ends = computed + scheduled
-            rows.readings = readings_of_step(rows.plan, asked, own, ends, lengths, num_logits)
-        else:
-            rows.plan = plan_step(starts, num_logits, steerings)
+        count = input_batch.num_reqs
+        self.model.rows.prepare(
+            input_batch.query_start_loc_np[: count + 1],
+            np.diff(input_batch.cu_num_logits_np[: count + 1]),
+            [self._steerings.get(name, PLAIN) for name in input_batch.req_ids],
+            input_batch.num_computed_tokens_np[:count],
+            [self._pieces.get(name, (None, 0)) for name in input_batch.req_ids],
+        )
         return super().prepare_attn(input_batch, *args, **kwargs)
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tuco_vllm.engine.backend_layers import give_form
-from tuco_vllm.engine.compat import PPMissingLayer, VllmConfig, init_vllm_registered_model
+from tuco_vllm.engine.compat import VllmConfig, init_vllm_registered_model
+from tuco_vllm.engine.heads import PutAside
 from tuco_vllm.engine.layer_structure import expect_rotation
 
 
@@ -21,24 +22,24 @@ def ft_model(vllm_config: VllmConfig, architecture: str, prefix: str) -> Any:
     return model
 
 
-def pt_model(vllm_config: VllmConfig, pt_config: Any, architecture: str, prefix: str) -> Any:
-    """PT's layers, everything by PT's config; its embedding, last norm and head are needed nowhere."""
+def pt_model(vllm_config: VllmConfig, pt_config: Any, architecture: str, prefix: str) -> tuple[Any, PutAside]:
+    """PT's layers, everything by PT's config; its embedding, last norm and head are put aside."""
     text = pt_config.get_text_config()
     model = init_vllm_registered_model(
         _for_pt(vllm_config, text), hf_config=text, architectures=[architecture], prefix=prefix
     )
     give_form(model)
     expect_rotation(model, vllm_config.model_config.dtype)
-    embedding = "embedding" if hasattr(decoder_of(model), "embedding") else "embed_tokens"  # gpt-oss's name
-    setattr(decoder_of(model), embedding, PPMissingLayer())
-    return without_head(model)
+    return model, PutAside(model, (embedding_name(model), *HEAD))
 
 
-def without_head(model: Any) -> Any:
-    """The same model without what only generation needs. What is missing, vLLM's loader leaves out."""
-    decoder_of(model).norm = PPMissingLayer()
-    model.lm_head = PPMissingLayer()
-    return model
+HEAD = ("model.norm", "lm_head")
+"""What only generation and log-probabilities need of a stock model."""
+
+
+def embedding_name(model: Any) -> str:
+    """The path of a stock model's embedding; gpt-oss has another."""
+    return "model.embedding" if hasattr(decoder_of(model), "embedding") else "model.embed_tokens"
 
 
 def first_stream(model: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

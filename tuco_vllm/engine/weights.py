@@ -43,12 +43,18 @@ def load_pair(weights: Iterable[tuple[str, Tensor]], model: nn.Module, ft: str, 
 
 
 def text_half(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """A checkpoint's tensors under a text model's names, without those of a vision tower, if it has one.
+    """A checkpoint's tensors under a text model's names, without those of a vision tower, if it has one."""
+    for name, tensor in weights:
+        if (own := text_name(name)) is not None:
+            yield own, tensor
+
+
+def text_name(name: str) -> str | None:
+    """A tensor's name in a text model; None of a vision tower's.
 
     Of the text model itself a checkpoint says ``language_model.model.layers``, or, newer,
     ``model.language_model.layers``; of its head ``language_model.lm_head``, or ``lm_head``.
     """
-    for name, tensor in weights:
-        if not _OTHER_HALF.match(name):
-            name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
-            yield _TEXT.sub("model.", name), tensor
+    if _OTHER_HALF.match(name):
+        return None
+    return _TEXT.sub("model.", re.sub(r"^language_model\.lm_head\.", "lm_head.", name))

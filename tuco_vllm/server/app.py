@@ -63,7 +63,7 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
         install(
             app,
             pair,
-            ScoreService(engine, encoder, list(arguments.served_model_name)),
+            ScoreService(engine, encoder, list(arguments.served_model_name), pair),
             drain,
             max_alpha=max_alpha,
             force_usage=arguments.enable_force_include_usage,

@@ -17,14 +17,17 @@ from fastapi import APIRouter, Depends, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from tuco_vllm.config import ModelPair
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder
-from tuco_vllm.records import LAYERS, EngineInput, ScoredTokens, TucoScore
-from tuco_vllm.responses import encode_with_response
+from tuco_vllm.records import LAYERS, TucoScore
+from tuco_vllm.responses import EncodedResponse, encode_with_response, text_offsets
+from tuco_vllm.score_requests import EngineInput, engine_inputs
 from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import finite_or_null
 from tuco_vllm.server.errors import RequestError
 from tuco_vllm.server.score_body import Asked, ScoreAnswer, ScoreBody, read_body, read_request
+from tuco_vllm.shared_tokens import SharedTokens
 
 router = APIRouter()
 
@@ -49,15 +52,17 @@ class Scorer(Protocol):
 class _Encoded(NamedTuple):
     """An input on its way to the engine."""
 
-    tokens: EngineInput
+    inputs: list[EngineInput]
     response: list[int] | None
+    offsets: list[int] | None
+    """Where in its text each of the response's tokens begins."""
 
 
 class ScoreService:
     """What the route needs, kept in ``app.state.tuco``."""
 
-    def __init__(self, scorer: Scorer, encoder: PromptEncoder, models: list[str]) -> None:
-        self.models = models
+    def __init__(self, scorer: Scorer, encoder: PromptEncoder, models: list[str], pair: ModelPair) -> None:
+        self.models, self._pair = models, pair
         self._scorer = scorer
         self._encoder = encoder
         self._tokenizing = ThreadPoolExecutor(1)  # a tokenizer serves one thread at a time
@@ -69,7 +74,8 @@ class ScoreService:
         while len(encoded) < len(asked.inputs):
             encoded += await in_thread(self._encode_some, asked, len(encoded))
         name = f"tuco-{headers.get('x-request-id') or uuid.uuid4().hex}"
-        results = await self._score([each.tokens for each in encoded], name, asked.priority, headers)
+        inputs = [tokens for each in encoded for tokens in each.inputs]
+        results = await self._score(inputs, name, asked.priority, headers)
         metrics.SCORED.labels(self.models[0]).inc()
         return await asyncio.to_thread(_answer, name, self.models[0], asked, encoded, results)
 
@@ -91,22 +97,32 @@ class ScoreService:
     def _encode_some(self, asked: Asked, start: int) -> list[_Encoded]:
         """Tokens of the inputs from ``start`` on: of as many as a turn has time for, at least one."""
         encoded: list[_Encoded] = []
+        shared = self._shared() if asked.more.relative_reward else None
         end = time.monotonic() + _TURN_SECONDS
         for place in range(start, len(asked.inputs)):
             try:
                 prompt, response = encode_with_response(
-                    self._encoder, asked.inputs[place], asked.responses[place]
+                    self._encoder, asked.inputs[place], asked.responses[place], shared
                 )
             except PromptError as error:
                 raise RequestError(f"{asked.place(place)}: {error}", asked.place(place)) from error
             answer = None if response is None else response.token_ids
-            tokens: EngineInput = prompt.token_ids
-            if answer or asked.trace:
-                tokens = ScoredTokens.of(prompt.token_ids, answer, trace=asked.trace)
-            encoded.append(_Encoded(tokens, answer))
+            inputs = engine_inputs(prompt.token_ids, answer, asked.more)
+            encoded.append(_Encoded(inputs, answer, self._offsets(response)))
             if time.monotonic() > end:
                 break
         return encoded
+
+    def _shared(self) -> SharedTokens:
+        encoder = self._encoder
+        if encoder.shared is None:
+            encoder.shared = SharedTokens(self._pair, encoder.tokenizer)
+        return encoder.shared
+
+    def _offsets(self, response: EncodedResponse | None) -> list[int] | None:
+        if response is None:
+            return None
+        return text_offsets(self._encoder.tokenizer, response.token_ids, response.text)
 
 
 async def _only_json(request: Request) -> None:
@@ -156,18 +172,20 @@ def _answer(name: str, model_name: str, asked: Asked, encoded: list[_Encoded], r
     ``model_name`` is what metrics call the model.
     """
     entries, total = [], 0
-    for place, (result, (tokens, response)) in enumerate(zip(results, encoded, strict=True)):
-        score = TucoScore.of(result, tokens, response)
+    answers = iter(results)
+    for place, each in enumerate(encoded):
+        answered = [next(answers) for _ in each.inputs]
+        score = TucoScore.of(answered, each.inputs, each.response, asked.more)
         total += score.num_prompt_tokens + (score.response_tokens or 0)
         metrics.observe_prompt(model_name, score.tuco)
-        entries.append(json.dumps(_entry(place, score, asked.layers), separators=(",", ":")))
+        entries.append(json.dumps(_entry(place, score, asked.layers, each.offsets), separators=(",", ":")))
     head = {"id": name, "object": "list", "model": asked.model}
     usage = {"prompt_tokens": total, "total_tokens": total}
     body = f'{json.dumps(head)[:-1]}, "data": [{",".join(entries)}], "usage": {json.dumps(usage)}}}'
     return body.encode()
 
 
-def _entry(place: int, score: TucoScore, layers: bool) -> dict[str, Any]:
+def _entry(place: int, score: TucoScore, layers: bool, offsets: list[int] | None) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "object": "tuco.score",
         "index": place,
@@ -179,6 +197,12 @@ def _entry(place: int, score: TucoScore, layers: bool) -> dict[str, Any]:
     if score.response_tucos is not None:
         mean, tucos = finite_or_null(score.response_tuco), finite_or_null(score.response_tucos)
         entry["response"] = {"mean": mean, "tokens": tucos, "token_ids": score.response_token_ids}
+        entry["response"]["text_offsets"] = offsets
+        if score.response_logps_ft is not None:
+            entry["response"]["logps_ft"] = finite_or_null(score.response_logps_ft)
+            entry["response"]["logps_pt"] = finite_or_null(score.response_logps_pt)
     if score.prompt_tucos is not None:
         entry["trace"] = finite_or_null(score.prompt_tucos)
+    if score.output_co is not None:
+        entry["output_co"] = finite_or_null(score.output_co)
     return entry

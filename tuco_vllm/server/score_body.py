@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
 from tuco_vllm.prompt_checks import kind_of
+from tuco_vllm.score_requests import MoreScores
 from tuco_vllm.server.errors import RequestError
 
 _MOST_BYTES = 16 << 20
@@ -35,6 +36,10 @@ class ScoreBody(BaseModel):
         None, description="What follows: a string or token ids; for a list of inputs a list of as many."
     )
     trace: bool = Field(False, description="Whether each score brings TuCo at every token of its prompt.")
+    output_co: bool = Field(False, description="Whether each score brings OutputCo; a second pass.")
+    relative_reward: bool = Field(
+        False, description="Whether responses bring both models' log-probabilities; a second pass."
+    )
     model: str | None = Field(None, description="A served model's name; there is one.")
     layers: bool = Field(True, description="Whether each score brings the norms of every layer.")
     priority: int = Field(0, description="Lower is earlier, under --scheduling-policy priority.")
@@ -52,11 +57,16 @@ class LayerNorms(BaseModel):
 
 
 class ResponseScores(BaseModel):
-    """TuCo of each of a response's tokens, and their mean."""
+    """TuCo of each of a response's tokens and their mean; where asked for, both models' log-probabilities."""
 
     mean: float | None
     tokens: list[float | None]
     token_ids: list[int]
+    text_offsets: list[int] | None
+    """Where each token begins in the response's text, in characters (code points); null where tokens do not
+    say the text."""
+    logps_ft: list[float | None] | None = None
+    logps_pt: list[float | None] | None = None
 
 
 class Score(BaseModel):
@@ -74,6 +84,7 @@ class Score(BaseModel):
     layers: LayerNorms | None = None
     response: ResponseScores | None = None
     trace: list[float | None] | None = None
+    output_co: float | None = None
 
 
 class Usage(BaseModel):
@@ -103,7 +114,7 @@ class Asked(NamedTuple):
     responses: list[Any]
     """As many; None where an input has none."""
     layers: bool
-    trace: bool
+    more: MoreScores
     priority: int
 
     def place(self, index: int) -> str:
@@ -148,7 +159,8 @@ def read_request(fields: Any, models: list[str], most_inputs: int) -> Asked:
     if model not in models:
         raise RequestError(f"The model `{model}` does not exist.", "model", status=404)
     layers, priority = fields.get("layers", True), fields.get("priority", 0)
-    for name, value in (("layers", layers), ("trace", fields.get("trace", False))):
+    more = MoreScores(*(fields.get(name, False) for name in MoreScores._fields))
+    for name, value in (("layers", layers), *more._asdict().items()):
         if not isinstance(value, bool):
             raise RequestError(f"{name} is {kind_of(value)}, not a boolean", name)
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**63:
@@ -167,7 +179,7 @@ def read_request(fields: Any, models: list[str], most_inputs: int) -> Asked:
         )
     inputs = inputs if several else [inputs]
     responses = _responses(fields.get("response"), len(inputs), several)
-    return Asked(model, inputs, several, responses, layers, fields.get("trace", False), priority)
+    return Asked(model, inputs, several, responses, layers, more, priority)
 
 
 def _responses(given: Any, count: int, several: bool) -> list[Any]:

@@ -1,0 +1,127 @@
+"""Log-probabilities of tokens, and the embeddings, last norms and heads that only they need.
+
+An engine that scores needs neither model's last norm and head, and never PT's embedding; of an 8B pair they
+are 3 GB. So what vLLM has built of them is emptied and put aside (``PutAside``), and filled from the
+checkpoints when somebody first asks for the relative reward.
+
+The difference of two models' log-probabilities is smaller than bfloat16's rounding of one: norm and head are
+applied in float32 to the stream as it was added up, head weights as they are held.
+
+Shape suffixes: R rows, H hidden size, V vocabulary.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from tuco_kernels import add_rms_norm, row_linear
+
+from tuco_vllm.config import weight_files
+from tuco_vllm.engine.compat import GemmaRMSNorm, PPMissingLayer, RMSNorm, UnquantizedEmbeddingMethod
+from tuco_vllm.engine.weights import text_name
+
+_BLOCK = 1 << 24
+"""Logits that are held at a time: 64 MiB."""
+
+_OURS = re.compile(r"^(model\.)?(embed_tokens|norm)\.|^lm_head\.")
+"""Tensors of a checkpoint (``weights.text_name``) that are in no layer."""
+
+
+class PutAside:
+    """Modules of a stock model, taken out of it before its weights load.
+
+    ``names`` are paths from ``model``; those that it does not have are left out.
+    """
+
+    def __init__(self, model: Any, names: tuple[str, ...]) -> None:
+        self._model = model
+        self._modules: dict[str, nn.Module] = {}
+        for name in names:
+            parent, _, child = name.rpartition(".")
+            owner = model.get_submodule(parent)
+            module = getattr(owner, child, None)
+            if isinstance(module, nn.Module) and not isinstance(module, PPMissingLayer):
+                self._modules[name] = module
+            setattr(owner, child, PPMissingLayer())
+        kept = {id(tensor) for tensor in model.parameters()}  # a head may be the embedding
+        self._shapes: dict[nn.Parameter, torch.Size] = {}
+        for module in self._modules.values():
+            for tensor in module.parameters():
+                if id(tensor) not in kept and tensor not in self._shapes:
+                    self._shapes[tensor] = tensor.shape
+                    tensor.data = tensor.data.new_empty(0)
+
+    def restore(self, directory: Path) -> None:
+        """Put them back, with their weights from a checkpoint. Idempotent."""
+        for tensor, shape in self._shapes.items():
+            tensor.data = tensor.data.new_empty(shape)
+        for name, module in self._modules.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self._model.get_submodule(parent), child, module)
+        if self._shapes:
+            self._model.load_weights(_outside_layers(directory))
+        if self._modules:
+            _use_float32(self._model)
+        self._modules, self._shapes = {}, {}
+
+
+def log_probs(model: Any, norm: Any, states_RH: Tensor, targets_R: Tensor) -> Tensor:
+    """``[R]`` float32: the log-probability of each row's target, of the stream behind the last layer.
+
+    ``norm`` is the model's last. Every rank of tensor parallelism must call it; on those that get no logits
+    it is 0.
+    """
+    normed_RH = _normed(norm, states_RH)
+    if not isinstance(head_of(model).quant_method, _Float32Head):
+        normed_RH = normed_RH.to(norm.weight.dtype)
+    logps = []
+    block = max(_BLOCK // head_of(model).num_embeddings, 1)
+    for rows_BH, targets_B in zip(normed_RH.split(block), targets_R.split(block), strict=True):
+        logits_BV = model.compute_logits(rows_BH)
+        if logits_BV is None:
+            logps.append(torch.zeros(len(rows_BH), device=rows_BH.device))
+            continue
+        logits_BV = logits_BV.float()
+        own_B = logits_BV.gather(1, targets_B[:, None])[:, 0]
+        logps.append(own_B - logits_BV.logsumexp(dim=1))
+    return torch.cat(logps)
+
+
+def head_of(model: Any) -> Any:
+    """The model's output embeddings; Gemma 2's are its embedding."""
+    head = getattr(model, "lm_head", None)
+    return model.model.embed_tokens if head is None or isinstance(head, PPMissingLayer) else head
+
+
+def _normed(norm: Any, states_RH: Tensor) -> Tensor:
+    if not isinstance(norm, RMSNorm | GemmaRMSNorm):
+        raise ValueError(f"a last norm of the kind {type(norm).__name__} is not known")
+    plus_one = isinstance(norm, GemmaRMSNorm)
+    return add_rms_norm(None, states_RH, norm.weight.float(), norm.variance_epsilon, plus_one=plus_one)
+
+
+def _use_float32(model: Any) -> None:
+    head = head_of(model)
+    if not isinstance(head, PPMissingLayer):
+        head.quant_method = _Float32Head()
+
+
+class _Float32Head(UnquantizedEmbeddingMethod):
+    """A head's product in float32; as an embedding it is stock."""
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return row_linear(x.float(), layer.weight, bias)
+
+
+def _outside_layers(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """A checkpoint's tensors that are in no layer."""
+    for path in weight_files(directory):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                own = text_name(name)
+                if own is not None and _OURS.match(own):
+                    yield own, file.get_tensor(name)

@@ -1,0 +1,27 @@
+"""vLLM's worker of this platform for a pair: our runner on V1, and what an engine is asked beside requests.
+
+The worker builds its stock runner, whose class is then exchanged for one with our overrides. Runner V2 has a
+way of its own for models (``scoring_v2``, ``steering_v2``).
+"""
+
+from tuco_vllm.engine.compat import GPUModelRunnerV1, PlatformWorker
+from tuco_vllm.engine.scoring_v1 import ScoringRunner
+from tuco_vllm.engine.steering_v1 import SteeringRunner
+
+_RUNNERS = {"pooling": ScoringRunner, "generate": SteeringRunner}
+
+
+class PairWorker(PlatformWorker):
+    """One rank of a pair's engine."""
+
+    def init_device(self) -> None:
+        """As stock; then the runner, if it is a V1 one."""
+        super().init_device()
+        stock = type(self.model_runner)
+        if issubclass(stock, GPUModelRunnerV1):
+            ours = _RUNNERS[self.model_config.runner_type]
+            self.model_runner.__class__ = type(f"Pair{stock.__name__}", (ours, stock), {})
+
+    def load_heads(self) -> None:
+        """What the relative reward needs of both models; asked for by name, from the engine's front."""
+        self.get_model().load_heads()
