@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tuco_vllm.records import ScoredTokens
+from tuco_vllm.score_requests import ScoredTokens
 from tuco_vllm.steering import ROWS
 
 Prompts = Sequence[list[int] | ScoredTokens]
@@ -134,7 +134,7 @@ def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
         for index, prompt in enumerate(prompts):
             ids, params = prompt, PoolingParams(task=task)
             if isinstance(prompt, ScoredTokens):
-                rows = {ROWS: [prompt.first_row, prompt.prompt_tokens - 1]}
+                rows = {ROWS: list(prompt.asked)}
                 ids, params = prompt.token_ids, PoolingParams(task=task, extra_kwargs=rows)
             engine.add_request(str(index), {"prompt_token_ids": ids}, params)
         results: dict[str, Any] = {}

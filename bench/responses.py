@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from score import floor, paired, spread
 
-from tuco_vllm.records import ScoredTokens
+from tuco_vllm.score_requests import NO_MORE, engine_inputs
 
 FLOOR = 0.92
 """Of the bound, on a CPU, where rows have the model's dtype."""
@@ -97,7 +97,9 @@ def rounds(
         ]
         for contender in contenders:
             stock = contender.name == "stock"
-            asked: Any = [[*text[0], *text[1]] if stock else ScoredTokens.of(*text) for text in texts]
+            asked: Any = [
+                [*text[0], *text[1]] if stock else engine_inputs(*text, NO_MORE)[0] for text in texts
+            ]
             turn = contender.turn(asked)
             if number:
                 turns[contender.name].append(turn)

@@ -17,7 +17,9 @@ from tuco_vllm.corpus.feeder import Feeder
 from tuco_vllm.corpus.stages import scored, tokenised
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
-from tuco_vllm.records import RowScores, ScoredTokens, TucoScore
+from tuco_vllm.records import TucoScore
+from tuco_vllm.score_requests import RowScores, ScoredTokens
+from tuco_vllm.steering import FT_STREAM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -66,10 +68,17 @@ def fake_norms(token_ids: list[int]) -> list[list[float]]:
 
 
 def fake_rows(asked: ScoredTokens) -> RowScores:
-    """The prompt's norms; of a row its place, as a share, and what was read up to it."""
-    norms = np.array(fake_norms(asked.token_ids[: asked.prompt_tokens]), np.float32)
-    rows = range(asked.first_row, len(asked.token_ids))
-    return RowScores(norms, np.array([fake_tuco(asked.token_ids[: row + 1]) for row in rows], np.float32))
+    """The prompt's norms, and of each row what was read up to it; streams and log-probabilities that say
+    whose they are and what of."""
+    wish, of_ft = asked.asked, asked.asked.stream == FT_STREAM
+    prompt, rows = asked.token_ids[: wish.last + 1], range(wish.first, len(asked.token_ids))
+    tucos = [fake_tuco(asked.token_ids[: row + 1]) for row in rows]
+    return RowScores(
+        np.array(fake_norms(prompt), np.float32) if of_ft else None,
+        np.array(tucos, np.float32) if of_ft else None,
+        np.array([len(prompt), 3.0 if of_ft else 1.0], np.float32) if wish.state else None,
+        np.array([-token - of_ft for token in wish.targets], np.float32) if wish.targets else None,
+    )
 
 
 def fake_tuco(token_ids: list[int]) -> float:
@@ -128,6 +137,8 @@ class LocalPipeline:
 
     opened = 0
     """How many there have been."""
+    shared = None
+    """The encoder's."""
 
     def __init__(self, job, ft, **scorer):
         self._job, self._ft = job, ft
@@ -158,10 +169,11 @@ class LocalPipeline:
     def scored(self, source):
         encoder = self._job.encoder(self.tokenizer, None)
         encoder.max_model_len = self._scorer.max_model_len
+        encoder.shared, more = self.shared, self._job.more
         first = source.skip
-        columns = {"layers": self._job.layers, "prompt": self._job.prompt, "trace": self._job.trace}
+        columns = {"layers": self._job.layers, "prompt": self._job.prompt, "more": more}
         for chunk in source.chunks():
-            table = scored(tokenised(chunk, encoder), self._feeder, **columns)
+            table = scored(tokenised(chunk, encoder, rewarded=more.relative_reward), self._feeder, **columns)
             yield ScoredChunk(first, table, 0, "here:1", 1, self._feeder.busy_seconds, 0.001)
             first += chunk.num_rows
 

@@ -9,11 +9,12 @@ import tiny_models
 import torch
 from counters import counter
 from torch import Tensor
-from truth import assert_close, assert_rows_close, true_norms, tuco
+from truth import assert_close, assert_own_streams_close, assert_rows_close, read, true_norms, tuco
 
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.engine.scorer import Scorer
-from tuco_vllm.records import ScoredTokens
+from tuco_vllm.records import TucoScore
+from tuco_vllm.score_requests import ALL_MORE, engine_inputs
 
 
 class ScoringEngine:
@@ -62,6 +63,9 @@ class ScoresAreTrue:
     def test_responses_and_traces(self, engine: ScoringEngine) -> None:
         assert_responses_are_true(engine.scorer.stream, engine.pair, engine.dtype)
 
+    def test_streams_of_pt(self, engine: ScoringEngine) -> None:
+        assert_own_streams_are_true(engine.scorer.stream, engine.pair, engine.dtype)
+
     def test_streams_side_by_side(self, engine: ScoringEngine) -> None:
         """A step that one of them makes finishes prompts of the other."""
         prompts = tiny_models.prompts(12, seed=7, longest=60)
@@ -88,17 +92,38 @@ def assert_responses_are_true(stream: Any, pair: tuple[str, str], dtype: str) ->
     """Answers to one prompt and to others, beside prompts alone; then again, when all is cached."""
     [short, long] = tiny_models.prompts(2, seed=8, longest=120)
     answers = [long[:count] for count in (1, 2, 33, 100)] + [short]
-    asked: list[Any] = [ScoredTokens.of(long, answer) for answer in answers]
+    asked: list[Any] = [read(long, answer) for answer in answers]
     for trace in (False, True):
-        asked += [ScoredTokens.of(short, answer, trace=trace) for answer in answers]
+        asked += [read(short, answer, trace=trace) for answer in answers]
     asked[2:2] = tiny_models.prompts(2, seed=9, longest=250)  # a token may have to be added
-    asked[7:7] = [ScoredTokens.of(long, None, trace=True)]
+    asked[7:7] = [read(long, None, trace=True)]
     for _ in range(2):
         found = [scores for _, scores in stream(enumerate(asked))]
         alone = [n for n, wish in enumerate(asked) if isinstance(wish, list)]
         assert_close(torch.stack([found[n] for n in alone]), pair, [asked[n] for n in alone], dtype)
         rows = [n for n in range(len(asked)) if n not in alone]
         assert_rows_close([found[n] for n in rows], [asked[n] for n in rows], pair, dtype)
+
+
+def assert_own_streams_are_true(stream: Any, pair: tuple[str, str], dtype: str, more_texts: int = 0) -> None:
+    """OutputCo and the reward, beside prompts alone, responses and a trace; then again, from the cache."""
+    [short, long] = tiny_models.prompts(2, seed=8, longest=120)
+    texts = [(long, long[:count]) for count in (1, 2, 33)] + [(short, long[:90]), (long[:64], short)]
+    others = [tiny_models.prompts(2, seed=seed, longest=120)[1] for seed in range(20, 20 + more_texts)]
+    texts += [(prompt, prompt[40:]) for prompt in others]
+    inputs = [engine_inputs(prompt, response, ALL_MORE) for prompt, response in texts]
+    asked = [tokens for several in inputs for tokens in several]
+    asked[4:4] = [long, read(short, long[:40]), read(long, None, trace=True)]
+    for _ in range(2):
+        found = [answer for _, answer in stream(enumerate(asked))]
+        assert_close(torch.stack([found[4]]), pair, [long], dtype)
+        assert_rows_close(found[5:7], asked[5:7], pair, dtype)
+        answers = iter(found[:4] + found[7:])
+        scores = [
+            TucoScore.of([next(answers) for _ in several], several, response, ALL_MORE)
+            for several, (_, response) in zip(inputs, texts, strict=True)
+        ]
+        assert_own_streams_close(scores, texts, pair, dtype)
 
 
 def assert_true_when_preempted(pair: tuple[str, str], dtype: str, engine_args: dict[str, Any]) -> None:
@@ -117,12 +142,15 @@ def assert_true_when_preempted(pair: tuple[str, str], dtype: str, engine_args: d
         halves = [
             (prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in prompts if prompt[1:]
         ]
-        asked = [ScoredTokens.of(*halves[place], trace=place % 3 == 0) for place in range(len(halves))]
+        asked = [read(*halves[place], trace=place % 3 == 0) for place in range(len(halves))]
         found = [scores for _, scores in engine.scorer.stream(enumerate(asked))]
         with_responses = counter(engine.scorer.engine, "num_preemptions") - preemptions
+        assert_own_streams_are_true(engine.scorer.stream, pair, dtype, 12)
+        with_streams = counter(engine.scorer.engine, "num_preemptions") - preemptions - with_responses
     finally:
         engine.scorer.close()
     assert preemptions > 0, "nothing was preempted: this tested nothing"
     assert_close(norms, pair, prompts, dtype)
     assert with_responses > 0, "no response was preempted: this tested nothing"
+    assert with_streams > 0, "nothing was preempted where streams take turns: this tested nothing"
     assert_rows_close(found, asked, pair, dtype)

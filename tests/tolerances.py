@@ -13,6 +13,14 @@ rope moves TuCo by 1e-3 or more."""
 NORMS_FLOAT32 = 1e-5
 """Per-layer norms, same comparison. Measured 3e-7 to 7e-7; ten times that for other BLAS libraries."""
 
+OUTPUT_CO_FLOAT32 = 1e-6
+"""|dOutputCo| of the float32 engine against the oracle: two streams' L1 norms, as TUCO_FLOAT32. Measured
+4e-8; steering to alpha = 0, which rounds f_FT in and out of the stream, is no nearer than 1e-7."""
+
+LOG_PROB_FLOAT32 = 1e-4
+"""A token's log-probability by the float32 engine against Hugging Face's in float64. Measured 7e-6, with
+logits up to 10 and heads of a few hundred tokens."""
+
 NOISE_FLOOR = {"float32": 1e-6, "bfloat16": 2e-3}
 """TuCo of a model paired with itself. Measured exactly 0 on a CPU: PT's norms round where FT's do, and matrix
 products on few rows and on many give the same bits. Libraries that block by row count need some room; the

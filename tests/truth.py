@@ -7,10 +7,12 @@ from typing import Any
 import tolerances
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from tuco_vllm.decomposition import NORM_COLUMNS
-from tuco_vllm.oracle import Oracle
-from tuco_vllm.records import LAYERS, RowScores, ScoredTokens
+from tuco_vllm.oracle import Oracle, _Float64Stays
+from tuco_vllm.records import LAYERS, TucoScore
+from tuco_vllm.score_requests import EngineInput, MoreScores, RowScores, ScoredTokens, engine_inputs
 
 
 @cache
@@ -79,11 +81,11 @@ def assert_rows_close(
     found: Sequence[RowScores], asked: Sequence[ScoredTokens], pair: tuple[str, str], dtype: str
 ) -> None:
     """The norms at every prompt's end and every row's TuCo are the oracle's."""
-    prompts = [wish.token_ids[: wish.prompt_tokens] for wish in asked]
+    prompts = [wish.token_ids[: wish.asked.last + 1] for wish in asked]
     assert_close(torch.stack([scores.norms for scores in found]), pair, prompts, dtype)
 
     def rows(of: torch.dtype) -> Tensor:
-        return torch.cat([true_rows(pair, tuple(wish.token_ids), of)[wish.first_row :] for wish in asked])
+        return torch.cat([true_rows(pair, tuple(wish.token_ids), of)[wish.asked.first :] for wish in asked])
 
     truth, allowed = rows(torch.float64), tolerances.TUCO_FLOAT32
     if dtype != "float32":
@@ -91,6 +93,67 @@ def assert_rows_close(
         allowed = tolerances.SIXTEEN_BIT_FACTOR * float(own)
     errors = (torch.cat([scores.tucos for scores in found]).double() - truth).abs()
     assert errors.max() <= allowed, f"row {int(errors.argmax())} of {len(errors)} is {errors.max():.3g} off"
+
+
+def read(prompt: list[int], answer: list[int] | None, *, trace: bool = False) -> EngineInput:
+    """What an engine is asked for a prompt's score and a response's."""
+    return engine_inputs(prompt, answer, MoreScores(trace=trace))[0]
+
+
+@cache
+def _whole(directory: str, dtype: torch.dtype) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
+
+
+@cache
+def true_log_probs(
+    directory: str, prompt: tuple[int, ...], response: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Of every token of a response, by Hugging Face's whole model."""
+    with torch.inference_mode(), _Float64Stays():
+        logits = _whole(directory, dtype)(torch.tensor([prompt + response])).logits[0].double()
+    rows = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
+    return rows.gather(1, torch.tensor(response)[:, None])[:, 0]
+
+
+@cache
+def true_output_co(
+    pair: tuple[str, str], prompt: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> float:
+    return oracle(*pair, dtype).output_co(prompt)
+
+
+def assert_own_streams_close(
+    scores: Sequence[TucoScore],
+    texts: Sequence[tuple[list[int], list[int]]],
+    pair: tuple[str, str],
+    dtype: str,
+) -> None:
+    """OutputCo of the prompts and both models' log-probabilities of the responses are the truth."""
+
+    def figures(of: torch.dtype) -> tuple[Tensor, Tensor]:
+        keys = [(tuple(prompt), tuple(response)) for prompt, response in texts]
+        logps = [true_log_probs(side, *key, of) for side in pair[::-1] for key in keys]
+        return torch.tensor([true_output_co(pair, prompt, of) for prompt, _ in keys]), torch.cat(logps)
+
+    of_ft, of_pt = ([getattr(s, f"response_logps_{side}") for s in scores] for side in ("ft", "pt"))
+    found = (
+        torch.tensor([s.output_co for s in scores]),
+        torch.tensor([logp for of_one in of_ft + of_pt for logp in of_one]),
+    )
+    limits = [tolerances.OUTPUT_CO_FLOAT32, tolerances.LOG_PROB_FLOAT32]
+    if dtype != "float32":
+        own = zip(figures(getattr(torch, dtype)), figures(torch.float64), strict=True)
+        limits = [tolerances.SIXTEEN_BIT_FACTOR * float((a - b).abs().max()) for a, b in own]
+    for name, numbers, truth, limit in zip(
+        ("OutputCo", "log p"), found, figures(torch.float64), limits, strict=True
+    ):
+        errors = (numbers.double() - truth).abs()
+        assert errors.max() <= limit, (
+            f"{name} {int(errors.argmax())} of {len(errors)} is {errors.max():.3g} off"
+        )
 
 
 def _worst(errors: Tensor, prompts: Sequence[Sequence[int]]) -> str:

@@ -93,7 +93,7 @@ def run(spec: dict[str, Any]) -> Any:
     """``spec``: pt, ft, engine_args and either
 
     rounds: lists of token-id prompts; returns each round's norms; or
-    rows: ScoredTokens, twice by an engine of ``task``; returns (norms, scores) of each, of both rounds; or
+    rows: ScoredTokens, twice by an engine of ``task``; returns RowScores of each, of both rounds; or
     generate: requests, each a prompt, an alpha (None: plain FT) and fields of SamplingParams; returns what
     two rounds of them (or as many as ``times`` says) gave, a list of completions for each request, and the
     engine's counters.
@@ -146,7 +146,10 @@ def read_rows(spec: dict[str, Any]) -> list[Any]:
         engine = llm._engine.llm.llm_engine if spec["task"] == "generate" else llm._engine.engine
         assert_runs_v2(engine)
         rounds = [llm._engine.stream(enumerate(spec["rows"])) for _ in range(2)]
-        return [[(rows.norms.numpy(), rows.tucos.numpy()) for _, rows in stream] for stream in rounds]
+        return [
+            [[each if each is None else each.numpy() for each in rows] for _, rows in stream]
+            for stream in rounds
+        ]
 
 
 WAYS = {"rounds": score, "rows": read_rows, "generate": generate}

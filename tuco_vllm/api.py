@@ -70,7 +70,7 @@ class TucoLLM:
             system_prompt=system_prompt,
             on_long=on_long,
         )
-        self._trusting = trust_remote_code
+        self._encoder.shared = SharedTokens(self.pair, self.tokenizer, trust_remote_code=trust_remote_code)
         self.max_alpha = max_alpha
 
         # Only now: vLLM takes seconds to import, and everything that can be refused has been.
@@ -126,7 +126,7 @@ class TucoLLM:
         each. Raises PromptError, naming the prompt's place in the list, before anything is scored.
         """
         more = MoreScores(trace, output_co, relative_reward)
-        encoded = self._encode_with(prompts, responses, shared=relative_reward)
+        encoded = self._encode_with(prompts, responses, rewarded=relative_reward)
         inputs = [engine_inputs(prompt, answer, more) for prompt, answer in encoded]
         items = ((place, tokens) for place, several in enumerate(inputs) for tokens in several)
         answers: list[list[Any]] = [[] for _ in encoded]
@@ -183,7 +183,7 @@ class TucoLLM:
         prompts: Sequence[PromptInput],
         responses: Sequence[ResponseInput | None] | None,
         *,
-        shared: bool,
+        rewarded: bool,
     ) -> list[tuple[list[int], list[int] | None]]:
         if isinstance(prompts, str) or isinstance(responses, str):
             raise InputError("prompts, and responses, come in a list: put the string into one")
@@ -191,14 +191,11 @@ class TucoLLM:
             raise InputError(
                 f"{len(responses)} responses for {len(prompts)} prompts: give None where there is none"
             )
-        if shared and self._encoder.shared is None:
-            self._encoder.shared = SharedTokens(self.pair, self.tokenizer, trust_remote_code=self._trusting)
-        both_know = self._encoder.shared if shared else None
         encoded = []
         for place, prompt in enumerate(prompts):
             try:
                 response = None if responses is None else responses[place]
-                asked, answer = encode_with_response(self._encoder, prompt, response, both_know)
+                asked, answer = encode_with_response(self._encoder, prompt, response, rewarded=rewarded)
             except PromptError as error:
                 raise PromptError(f"prompt {place}: {error}") from error
             encoded.append((asked.token_ids, None if answer is None else answer.token_ids))

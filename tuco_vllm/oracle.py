@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel
 
-from tuco_vllm import decomposition
+from tuco_vllm import decomposition, metrics
 from tuco_vllm.records import TucoScore
 
 
@@ -91,6 +91,18 @@ class Oracle:
                 ptc, ftc = ptc + f_pt, ftc + (f_ft - f_pt)
                 layers.append(decomposition.norms(f_pt, f_ft - f_pt, ptc, ftc))
             return torch.stack(layers, dim=1)
+
+    @torch.inference_mode()
+    def output_co(self, token_ids: Sequence[int]) -> float:
+        """OutputCo (§5.5) at a prompt's last token: PT's layers on a stream of their own, from FT's x_0."""
+        last = torch.tensor([0]), torch.tensor([len(token_ids) - 1])
+        with _Float64Stays():
+            ids_1T = torch.tensor([list(token_ids)], device=self.device)
+            ft_inputs, ft_updates = layer_updates(self.ft, {"input_ids": ids_1T}, last)
+            embeds, first = {"inputs_embeds": ft_inputs[0]}, [ft_inputs[0]]
+            pt_inputs, pt_updates = layer_updates(self.pt, embeds, last, first)
+        ft, pt = (run[0][-1][last] + run[1][-1] for run in ((ft_inputs, ft_updates), (pt_inputs, pt_updates)))
+        return metrics.output_co(pt.abs().sum().item(), (ft - pt).abs().sum().item())
 
     @torch.inference_mode()
     def steer(self, token_ids: Sequence[int], alpha: float) -> tuple[Tensor, Tensor]:
@@ -167,11 +179,11 @@ def layer_updates(
     model: nn.Module,
     inputs: dict[str, Tensor],
     last: tuple[Tensor, Tensor],
-    replace: list[Tensor] | None = None,
+    replace: Sequence[Tensor] = (),
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One forward. Returns every layer's input ``[B, T, H]`` and its update at the last tokens ``[B, H]``.
 
-    With ``replace``, layer l gets ``replace[l]`` for its input, whatever the layer before it returned.
+    With ``replace``, the first so many layers get these for their inputs, whatever came before them.
     """
     layer_inputs: list[Tensor] = []
     updates: list[Tensor] = []
@@ -179,9 +191,10 @@ def layer_updates(
     def before(index: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             x_BTH = args[0] if args else kwargs["hidden_states"]
-            if replace is None:
+            if index >= len(replace):
                 layer_inputs.append(x_BTH)
                 return None
+            layer_inputs.append(replace[index])
             if args:
                 return (replace[index], *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": replace[index]}
@@ -191,8 +204,7 @@ def layer_updates(
     def after(index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             out_BTH = output[0] if isinstance(output, tuple) else output
-            x_BTH = replace[index] if replace is not None else layer_inputs[index]
-            updates.append(out_BTH[last] - x_BTH[last])
+            updates.append(out_BTH[last] - layer_inputs[index][last])
 
         return hook
 

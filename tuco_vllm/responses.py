@@ -9,14 +9,11 @@ response alone. Of what the template puts behind an assistant's turn the end tok
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuco_vllm.prompt_checks import PromptError, check_text, ends_with_assistant, kind_of
 from tuco_vllm.prompts import EncodedPrompt, PromptEncoder, WrittenPrompt
 from tuco_vllm.records import PromptInput, ResponseInput
-
-if TYPE_CHECKING:
-    from tuco_vllm.shared_tokens import SharedTokens
 
 _LONG_PROMPT = 1 << 20
 """Characters. A prompt that is cut to fit, and longer than this, is not tokenised a second time, with its
@@ -36,16 +33,17 @@ def encode_with_response(
     encoder: PromptEncoder,
     prompt: PromptInput,
     response: ResponseInput | None,
-    shared: SharedTokens | None = None,
+    *,
+    rewarded: bool = False,
 ) -> tuple[EncodedPrompt, EncodedResponse | None]:
     """A prompt and its ``response``, or the assistant turn that ends it; without either, the prompt alone.
 
-    A response is never cut; a prompt is, from the left, where the encoder's ``on_long`` says so. With
-    ``shared`` both models must know the tokens of both. Raises PromptError, whose text says what is wrong.
+    A response is never cut; a prompt is, from the left, where the encoder's ``on_long`` says so. Of
+    a text to be ``rewarded`` both models must know the tokens. Raises PromptError, which says what is wrong.
     """
     encoded, followed = _encode(encoder, prompt, response)
-    if shared is not None and followed is not None:
-        shared.expect(encoded.token_ids, followed.token_ids)
+    if rewarded and followed is not None and encoder.shared is not None:
+        encoder.shared.expect(encoded.token_ids, followed.token_ids)
     return encoded, followed
 
 

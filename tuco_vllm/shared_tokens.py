@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuco_vllm.config import ModelPair
@@ -16,7 +17,8 @@ class SharedTokens:
     """What PT and FT have in common of their vocabularies.
 
     A fine-tune often adds tokens for its chats, which its base has never seen. Where PT comes without a
-    tokenizer, FT's stands for it, and only the size of PT's embedding is known.
+    tokenizer, FT's stands for it, and only the size of PT's embedding is known. PT's is loaded when it is
+    first needed: InputError where it cannot be.
     """
 
     def __init__(
@@ -24,11 +26,13 @@ class SharedTokens:
     ) -> None:
         self._embedded: int = text_of(pair.pt.config)["vocab_size"]
         self._ft: Any = ft_tokenizer
-        self._pt = _tokenizer_of(pair, trust_remote_code) or ft_tokenizer
+        self._of_pt = partial(_tokenizer_of, pair, trust_remote_code)
+        self._pt: Any = None
         self._same: dict[int, bool] = {}
 
     def expect(self, prompt: list[int], response: list[int]) -> None:
         """PromptError for a token of theirs that PT does not know, or knows as another."""
+        self._pt = self._pt or self._of_pt() or self._ft
         for token in {*prompt, *response}:
             if token not in self._same:
                 self._same[token] = token < self._embedded and self._means_the_same(token)

@@ -9,10 +9,9 @@ import random
 import pytest
 from engines import in_this_process
 from scored import ScoringEngine
-from truth import assert_rows_close
+from truth import assert_rows_close, read
 
 from tuco_vllm.prompts import load_tokenizer
-from tuco_vllm.records import ScoredTokens
 
 PAIR = os.environ.get("TUCO_REAL_PAIR", "")
 TEXT = (
@@ -29,7 +28,7 @@ def test_a_trained_pair_is_the_oracles() -> None:
     draw = random.Random(1)
     starts = [draw.randrange(len(ids) - 100) for _ in range(8)]
     prompts = [ids[start : start + draw.randrange(1, 100)] for start in starts]
-    asked = [ScoredTokens.of(prompt, ids[: 1 + place * 5]) for place, prompt in enumerate(prompts)]
+    asked = [read(prompt, ids[: 1 + place * 5]) for place, prompt in enumerate(prompts)]
     arguments = {
         "dtype": "float32",
         "enforce_eager": True,

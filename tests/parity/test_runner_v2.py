@@ -4,9 +4,10 @@ import pytest
 import tiny_models
 import torch
 from cells import Cell
-from truth import assert_close, assert_rows_close
+from truth import assert_close, assert_own_streams_close, assert_rows_close, read
 
-from tuco_vllm.records import RowScores, ScoredTokens
+from tuco_vllm.records import TucoScore
+from tuco_vllm.score_requests import ALL_MORE, RowScores, engine_inputs
 
 # The interpreter is slow: few and short prompts, small steps.
 CELLS = [
@@ -35,10 +36,22 @@ def test_v2_reads_rows(task: str, pair_dirs, on_v2) -> None:
     cell = Cell("llama", chunk=48)
     pair = pair_dirs(cell.pair, cell.dtype)
     short, long = tiny_models.prompts(2, seed=8, longest=90)
-    asked = [ScoredTokens.of(long, answer) for answer in (long[:1], long[:40], short)]
-    asked += [ScoredTokens.of(short, long, trace=True), ScoredTokens.of(long, None, trace=True)]
+    asked = [read(long, answer) for answer in (long[:1], long[:40], short)]
+    asked += [read(short, long, trace=True), read(long, None, trace=True)]
+    texts = [(long, short), (short, long[:70])]
+    inputs = [engine_inputs(prompt, response, ALL_MORE) for prompt, response in texts]
+    first = len(asked)
+    asked += [tokens for several in inputs for tokens in several]
     engine_args = {**cell.engine_args(), "max_num_seqs": 4}
     spec = {"pt": pair[0], "ft": pair[1], "engine_args": engine_args, "task": task, "rows": asked}
     for found in on_v2(spec):
-        scores = [RowScores(*map(torch.from_numpy, each)) for each in found]
-        assert_rows_close(scores, asked, pair, cell.dtype)
+        parts = [
+            RowScores(*(each if each is None else torch.from_numpy(each) for each in one)) for one in found
+        ]
+        assert_rows_close(parts[:first], asked[:first], pair, cell.dtype)
+        answers = iter(parts[first:])
+        scores = [
+            TucoScore.of([next(answers) for _ in several], several, response, ALL_MORE)
+            for several, (_, response) in zip(inputs, texts, strict=True)
+        ]
+        assert_own_streams_close(scores, texts, pair, cell.dtype)

@@ -74,9 +74,12 @@ def test_rows_that_cannot_be_read_harm_nobody(served) -> None:
     """Only we ask for rows of a prompt; who does it by hand, and wrong, gets none."""
     _, llm = served
     [prompt] = steered.prompts(1, longest=20, seed=6)
-    bad = [[5, 2], [0, 10**6], "all", [-1, 3], [0.0, 1.0], {"a": 1}]
+    end = len(prompt) - 1
+    bad = [[5, 2, [], False, "ft"], [0, 10**6, [], False, "ft"], "all", [-1, 3, [], False, "ft"], [0, 1]]
+    bad += [[0.0, 1.0, [], False, "ft"], {"a": 1}, [0, end, [-5], False, "ft"], [0, end, [], 1, "ft"]]
+    bad += [[0, end, [], False, "both"], [0, end, [0.5], False, "pt"]]
     params = [SamplingParams(max_tokens=1, extra_args={"tuco_rows": rows}) for rows in bad]
-    params.append(SamplingParams(max_tokens=4, extra_args={"tuco_rows": [0, len(prompt) - 1]}))
+    params.append(SamplingParams(max_tokens=4, extra_args={"tuco_rows": [0, end, [], False, "ft"]}))
     params.append(SamplingParams(max_tokens=2, ignore_eos=True))
     outputs = llm._engine.llm.generate([{"prompt_token_ids": prompt}] * len(params), params, use_tqdm=False)
     completions = only(outputs)

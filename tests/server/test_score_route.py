@@ -13,8 +13,10 @@ from server.fake_vllm import rows
 from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder
-from tuco_vllm.records import LAYERS, RowScores, ScoredTokens, TucoScore
+from tuco_vllm.records import LAYERS, TucoScore
+from tuco_vllm.score_requests import RowScores, ScoredTokens
 from tuco_vllm.server.score import ScoreService, router
+from tuco_vllm.steering import FT_STREAM
 
 CHAT = [{"role": "user", "content": "the cat"}]
 LIMIT = 20
@@ -40,12 +42,18 @@ class Scorer:
             await asyncio.sleep(0.3 if token_ids[-1] == 9 else 0)
             if token_ids[0] == 8:
                 raise EngineError("it died")
-            norms = rows(asked.prompt_tokens if scored else len(token_ids), 1)[0]
+            norms = rows(asked.asked.last + 1 if scored else len(token_ids), 1)[0]
             if token_ids[0] == 7:
                 norms[-1, 2:] = np.inf
             if not scored:
                 return norms
-            return RowScores(norms, np.arange(asked.first_row, len(token_ids), dtype=np.float32) / 100)
+            wish, of_ft = asked.asked, asked.asked.stream == FT_STREAM
+            return RowScores(
+                norms if of_ft else None,
+                np.arange(wish.first, len(token_ids), dtype=np.float32) / 100 if of_ft else None,
+                np.array([3.0 if of_ft else 1.0], np.float32) if wish.state else None,
+                -np.array(wish.targets, np.float32) - of_ft if wish.targets else None,
+            )
         finally:
             self.running -= 1
 

@@ -39,25 +39,25 @@ def step(monkeypatch: pytest.MonkeyPatch):
 def test_a_replay_has_as_many_rows_as_its_capture(tokens, scoring, step) -> None:
     captured = min(tokens, MAX_ROWS)
     step(None, CUDAGraphMode.PIECEWISE)  # runner V1 captures without metadata
-    assert len(scoring.of_this_batch(tokens, "layer")) == captured
+    assert len(scoring.of_this_batch(tokens, "layer", False)) == captured
     step(list(range(captured)), CUDAGraphMode.PIECEWISE)  # runner V2 with a dummy batch's
-    assert scoring.of_this_batch(tokens, "layer").tolist() == list(range(captured))
+    assert scoring.of_this_batch(tokens, "layer", False).tolist() == list(range(captured))
     for count in range(1, captured + 1):
         step([7 * row for row in range(count)], CUDAGraphMode.PIECEWISE)
-        found = scoring.of_this_batch(tokens, "layer")
+        found = scoring.of_this_batch(tokens, "layer", False)
         assert found.tolist() == [7 * row for row in range(count)] + [-1] * (captured - count)
         assert found.data_ptr() == scoring.buffer.data_ptr()
 
 
 def test_without_a_graph_there_are_no_pad_rows(scoring, step) -> None:
     step([3, 4, 5, 6], CUDAGraphMode.PIECEWISE)
-    scoring.of_this_batch(8, "layer")
+    scoring.of_this_batch(8, "layer", False)
     step([9], CUDAGraphMode.NONE)
-    assert scoring.of_this_batch(64, "layer").tolist() == [9]
+    assert scoring.of_this_batch(64, "layer", False).tolist() == [9]
 
 
 def test_micro_batches_are_refused(scoring, monkeypatch) -> None:
     context = SimpleNamespace(attn_metadata=[{}, {}], cudagraph_runtime_mode=CUDAGraphMode.NONE)
     monkeypatch.setattr(scoring_rows, "get_forward_context", lambda: context)
     with pytest.raises(RuntimeError, match="micro-batching"):
-        scoring.of_this_batch(8, "layer")
+        scoring.of_this_batch(8, "layer", False)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tuco_vllm.engine.row_pieces import RowPieces
+from tuco_vllm.engine.row_pieces import RowPieces, RowValues
 from tuco_vllm.engine.scoring_rows import rows_asked, rows_of_step
+from tuco_vllm.steering import Asked
 
 LAYERS = 2
 
@@ -21,10 +22,14 @@ def norms(*positions: int) -> torch.Tensor:
     return rows
 
 
+def values(*positions: int) -> RowValues:
+    return RowValues(norms(*positions))
+
+
 def test_what_is_asked_rides_in_the_params():
     assert rows_asked(SimpleNamespace(extra_kwargs=None)) is None
     assert rows_asked(SimpleNamespace(extra_kwargs={"other": 1})) is None
-    assert rows_asked(SimpleNamespace(extra_kwargs={"tuco_rows": [3, 5]})) == (3, 5)
+    assert rows_asked(SimpleNamespace(extra_kwargs={"tuco_rows": list(Asked(3, 5))})) == Asked(3, 5)
 
 
 def test_prompts_alone_have_a_row_each():
@@ -45,38 +50,38 @@ def test_prompts_alone_have_a_row_each():
     ],
 )
 def test_a_chunk_has_the_rows_from_the_first_on(first, computed, scheduled, rows):
-    counts = rows_of_step([(first, first), None], np.array([computed, 2]), np.array([scheduled, 8]))
+    counts = rows_of_step([Asked(first, first), None], np.array([computed, 2]), np.array([scheduled, 8]))
     assert counts.tolist() == [rows, 1]
 
 
 def test_chunks_are_put_together():
-    pieces, asked = RowPieces(), (4, 5)
-    pieces.add(norms(3), 4, asked)  # stands for none
+    pieces, asked = RowPieces(), Asked(4, 5)
+    pieces.add(values(3), 4, asked)  # stands for none
     assert not pieces.whole(4, asked).numel()
-    pieces.add(norms(4, 5), 6, asked)
-    pieces.add(norms(6, 7, 8), 9, asked)
+    pieces.add(values(4, 5), 6, asked)
+    pieces.add(values(6, 7, 8), 9, asked)
     whole = pieces.whole(9, asked)
     assert torch.equal(whole[: LAYERS * 7].view(LAYERS, 7), norms(5)[0])
     assert whole[LAYERS * 7 :].tolist() == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.08])
 
 
 def test_after_a_preemption_all_come_again_in_other_chunks():
-    pieces, asked = RowPieces(), (4, 4)
-    pieces.add(norms(4, 5), 6, asked)
-    pieces.add(norms(6, 7), 8, asked)
-    pieces.add(norms(4, 5, 6), 7, asked)
+    pieces, asked = RowPieces(), Asked(4, 4)
+    pieces.add(values(4, 5), 6, asked)
+    pieces.add(values(6, 7), 8, asked)
+    pieces.add(values(4, 5, 6), 7, asked)
     assert not pieces.whole(8, asked).numel()
-    pieces.add(norms(7), 8, asked)
+    pieces.add(values(7), 8, asked)
     assert pieces.whole(8, asked)[LAYERS * 7 :].tolist() == pytest.approx([0.04, 0.05, 0.06, 0.07])
 
 
 def test_a_missing_row_leaves_nothing():
-    pieces, asked = RowPieces(), (4, 4)
-    pieces.add(norms(6, 7), 8, asked)  # the cache gave what was to be read
+    pieces, asked = RowPieces(), Asked(4, 4)
+    pieces.add(values(6, 7), 8, asked)  # the cache gave what was to be read
     assert not pieces.whole(8, asked).numel()
 
 
 def test_nothing_over_nothing_is_zero():
     pieces = RowPieces()
-    pieces.add(torch.zeros(1, LAYERS, 7), 1, (0, 0))
-    assert pieces.whole(1, (0, 0))[-1] == 0.0
+    pieces.add(RowValues(torch.zeros(1, LAYERS, 7)), 1, Asked(0, 0))
+    assert pieces.whole(1, Asked(0, 0))[-1] == 0.0

@@ -23,8 +23,14 @@ def parsed(request, monkeypatch):
         return steering_of(wishes, max_alpha)
 
     monkeypatch.setattr(request.param, "steering_of", parse)
-    monkeypatch.setattr(request.param, "plan_step", lambda starts, logits, steerings: list(steerings))
     return request.param, count
+
+
+class Rows:
+    """What a runner tells of the step."""
+
+    def prepare(self, starts, num_logits, steerings, computed, prompts):
+        self.steerings = steerings
 
 
 class StockRunner:
@@ -32,23 +38,23 @@ class StockRunner:
 
     def __init__(self) -> None:
         self.requests: dict[str, Any] = {}
-        self.input_batch = SimpleNamespace(num_reqs=0, req_ids=[])
+        self.input_batch = SimpleNamespace(num_reqs=0, req_ids=[], num_computed_tokens_cpu=np.zeros(9))
         self.query_start_loc = SimpleNamespace(np=np.arange(100))
-        self.model = SimpleNamespace(rows=SimpleNamespace(plan=None))
+        self.model = SimpleNamespace(rows=Rows())
         self.device = SimpleNamespace(type="cuda")
 
     def _prepare_inputs(self, scheduler_output, num_scheduled_tokens):
         return None, None
 
 
-class V1(steering_v1._SteeringRunner, StockRunner):
+class V1(steering_v1.SteeringRunner, StockRunner):
     def step(self, new, names, gone=(), resumed=()):
         for name in gone:
             del self.requests[name]
-        self.requests |= {data.req_id: SimpleNamespace() for data in new}
-        self.input_batch = SimpleNamespace(num_reqs=len(names), req_ids=[*names, "a slot that is free"])
+        self.requests |= {data.req_id: SimpleNamespace(num_prompt_tokens=3) for data in new}
+        self.input_batch.num_reqs, self.input_batch.req_ids = len(names), [*names, "a slot that is free"]
         self._prepare_inputs(SimpleNamespace(scheduled_new_reqs=new), None)
-        return self.model.rows.plan
+        return self.model.rows.steerings
 
     def kept(self):
         return self.requests
@@ -57,7 +63,7 @@ class V1(steering_v1._SteeringRunner, StockRunner):
 class V2(steering_v2.SteeringModelState):
     def __init__(self) -> None:
         self._steerings, self._pieces = {}, {}
-        self.model = SimpleNamespace(rows=SimpleNamespace(plan=None))
+        self.model = SimpleNamespace(rows=Rows())
 
     def step(self, new, names, gone=(), resumed=()):
         for name in (*gone, *(data.req_id for data in resumed)):
@@ -67,10 +73,14 @@ class V2(steering_v2.SteeringModelState):
         ends = np.arange(len(names) + 1)
         self.prepare_attn(
             SimpleNamespace(
-                num_reqs=len(names), req_ids=names, query_start_loc_np=ends, cu_num_logits_np=ends
+                num_reqs=len(names),
+                req_ids=names,
+                query_start_loc_np=ends,
+                cu_num_logits_np=ends,
+                num_computed_tokens_np=ends[1:],
             )
         )
-        return self.model.rows.plan
+        return self.model.rows.steerings
 
     def kept(self):
         return self._steerings

@@ -64,15 +64,15 @@ def _begin(board: Any, stage: str, row: dict[str, Any]) -> Trial:
 class Tokeniser:
     """Stage 2, an actor: holds FT's tokenizer."""
 
-    def __init__(self, board: Any, make_encoder: Callable[[], PromptEncoder]) -> None:
-        self._board = board
+    def __init__(self, board: Any, make_encoder: Callable[[], PromptEncoder], rewarded: bool) -> None:
+        self._board, self._rewarded = board, rewarded
         self._encoder = make_encoder()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         _begin(self._board, "tokenise", row)
         if self._encoder.max_model_len is None:  # known when an engine has started
             self._encoder.max_model_len = ray.get(self._board.facts.remote()).max_model_len
-        chunk = tokenised(from_bytes(row["chunk"]), self._encoder)
+        chunk = tokenised(from_bytes(row["chunk"]), self._encoder, rewarded=self._rewarded)
         self._board.end.remote("tokenise", row["first"])
         return {"first": row["first"], "chunk": to_bytes(chunk)}
 

@@ -83,7 +83,7 @@ class Pipeline:
     ) -> None:
         self._cluster = cluster
         self._start_engine, self._make_encoder = start_engine, make_encoder
-        self._columns = {"layers": layers, "prompt": prompt, "more": more}
+        self._columns: dict[str, Any] = {"layers": layers, "prompt": prompt, "more": more}
         self._exits = ExitStack()
         self._scoring: Generator[ScoredChunk, None, None] | None = None
         self._states: dict[int, str] = {}
@@ -157,7 +157,7 @@ class Pipeline:
             enable_true_multi_threading=True,
         )
         engine = (self._board, self._start_engine, self._cluster.engines_on_a_node(), self._columns)
-        encoder = (self._board, self._make_encoder)
+        encoder = (self._board, self._make_encoder, self._columns["more"].relative_reward)
         return (
             ray.data.from_items([{"source": pickle.dumps(source)}])
             # One reader parses several times what the engines of a rack can score, and in order. It reserves
@@ -199,8 +199,7 @@ def _start_engine(pair: ModelPair, engine_args: dict[str, Any], place: int, engi
 def _make_encoder(job: ScoreJob, pair: ModelPair) -> PromptEncoder:
     tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=job.trust_remote_code)
     encoder = job.encoder(tokenizer, pair.ft.config.get("vocab_size"))
-    if job.more.relative_reward:
-        encoder.shared = SharedTokens(pair, tokenizer, trust_remote_code=job.trust_remote_code)
+    encoder.shared = SharedTokens(pair, tokenizer, trust_remote_code=job.trust_remote_code)
     return encoder
 
 

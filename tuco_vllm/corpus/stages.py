@@ -35,7 +35,7 @@ class Scores(Protocol):
         """Norms ``[L, 7]`` of each prompt of token ids, RowScores of ScoredTokens, or why there are none."""
 
 
-def tokenised(chunk: pa.Table, encoder: PromptEncoder) -> pa.Table:
+def tokenised(chunk: pa.Table, encoder: PromptEncoder, *, rewarded: bool = False) -> pa.Table:
     """A source chunk -> a token chunk. Prompts that cannot be scored get an error and no tokens."""
     own, others = split(chunk, SOURCE_COLUMNS)
     ids, prompts, chats, responses, errors = (column.to_pylist() for column in own)
@@ -51,7 +51,7 @@ def tokenised(chunk: pa.Table, encoder: PromptEncoder) -> pa.Table:
             try:
                 asked = prompt if chat is None else json.loads(chat)
                 given = None if response is None else json.loads(response)
-                encoded, followed = encode_with_response(encoder, asked, given, encoder.shared)
+                encoded, followed = encode_with_response(encoder, asked, given, rewarded=rewarded)
             except PromptError as refused:
                 # A template may quote what is not text.
                 errors[row] = str(refused).encode(errors="replace").decode()

@@ -11,7 +11,7 @@ Shape suffixes: R rows, H hidden size, V vocabulary.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,26 @@ from tuco_vllm.engine.weights import text_name
 _BLOCK = 1 << 24
 """Logits that are held at a time: 64 MiB."""
 
-_OURS = re.compile(r"^(model\.)?(embed_tokens|norm)\.|^lm_head\.")
+_OUTSIDE = re.compile(r"^(?:model\.)?(embed_tokens|norm|lm_head)\.(weight|bias)$")
 """Tensors of a checkpoint (``weights.text_name``) that are in no layer."""
+
+HEAD = {"norm": "model.norm", "lm_head": "lm_head"}
+"""What only generation and log-probabilities need of a stock model: a checkpoint's names and vLLM's."""
 
 
 class PutAside:
     """Modules of a stock model, taken out of it before its weights load.
 
-    ``names`` are paths from ``model``; those that it does not have are left out.
+    ``names`` are a checkpoint's for them, and their paths from ``model``; those that it does not have are
+    left out.
     """
 
-    def __init__(self, model: Any, names: tuple[str, ...]) -> None:
+    def __init__(self, model: Any, names: Mapping[str, str]) -> None:
         self._model = model
         self._modules: dict[str, nn.Module] = {}
-        for name in names:
-            parent, _, child = name.rpartition(".")
-            owner = model.get_submodule(parent)
+        self._paths = names
+        for name, path in names.items():
+            owner, child = self._place(path)
             module = getattr(owner, child, None)
             if isinstance(module, nn.Module) and not isinstance(module, PPMissingLayer):
                 self._modules[name] = module
@@ -56,17 +60,37 @@ class PutAside:
                     tensor.data = tensor.data.new_empty(0)
 
     def restore(self, directory: Path) -> None:
-        """Put them back, with their weights from a checkpoint. Idempotent."""
+        """Put them back, with their weights from a checkpoint. Idempotent.
+
+        ValueError for a checkpoint that does not have them all; then they are still aside.
+        """
         for tensor, shape in self._shapes.items():
-            tensor.data = tensor.data.new_empty(shape)
+            tensor.data = tensor.data.new_full(shape, torch.nan)
+        try:
+            self._fill(directory)
+        except Exception:
+            for tensor in self._shapes:
+                tensor.data = tensor.data.new_empty(0)
+            raise
         for name, module in self._modules.items():
-            parent, _, child = name.rpartition(".")
-            setattr(self._model.get_submodule(parent), child, module)
-        if self._shapes:
-            self._model.load_weights(_outside_layers(directory))
-        if self._modules:
-            _use_float32(self._model)
+            setattr(*self._place(self._paths[name]), module)
+        if self._modules and not isinstance(head_of(self._model), PPMissingLayer):
+            head_of(self._model).quant_method = _Float32Head()
         self._modules, self._shapes = {}, {}
+
+    def _place(self, path: str) -> tuple[nn.Module, str]:
+        parent, _, child = path.rpartition(".")
+        return self._model.get_submodule(parent), child
+
+    def _fill(self, directory: Path) -> None:
+        # Not by the model's own load_weights, which remembers what was missing when it ran first.
+        for name, kind, tensor in _outside_layers(directory) if self._shapes else ():
+            parameter: Any = getattr(self._modules.get(name), kind, None)
+            if parameter is not None and parameter in self._shapes:
+                getattr(parameter, "weight_loader", _copy)(parameter, tensor)
+        for name, module in self._modules.items():
+            if any(tensor in self._shapes and tensor.isnan().any() for tensor in module.parameters()):
+                raise ValueError(f"{directory} has no {name}, or one that is not finite")
 
 
 def log_probs(model: Any, norm: Any, states_RH: Tensor, targets_R: Tensor) -> Tensor:
@@ -104,12 +128,6 @@ def _normed(norm: Any, states_RH: Tensor) -> Tensor:
     return add_rms_norm(None, states_RH, norm.weight.float(), norm.variance_epsilon, plus_one=plus_one)
 
 
-def _use_float32(model: Any) -> None:
-    head = head_of(model)
-    if not isinstance(head, PPMissingLayer):
-        head.quant_method = _Float32Head()
-
-
 class _Float32Head(UnquantizedEmbeddingMethod):
     """A head's product in float32; as an embedding it is stock."""
 
@@ -117,11 +135,14 @@ class _Float32Head(UnquantizedEmbeddingMethod):
         return row_linear(x.float(), layer.weight, bias)
 
 
-def _outside_layers(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """A checkpoint's tensors that are in no layer."""
+def _outside_layers(directory: Path) -> Iterator[tuple[str, str, Tensor]]:
+    """Of a checkpoint's tensors that are in no layer the module's name, the parameter's, and the tensor."""
     for path in weight_files(directory):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dict)
-                own = text_name(name)
-                if own is not None and _OURS.match(own):
-                    yield own, file.get_tensor(name)
+                if found := _OUTSIDE.match(text_name(name) or ""):
+                    yield found[1], found[2], file.get_tensor(name)
+
+
+def _copy(parameter: Tensor, tensor: Tensor) -> None:
+    parameter.data.copy_(tensor)

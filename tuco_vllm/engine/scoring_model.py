@@ -22,7 +22,7 @@ from tuco_kernels import accumulate_contribution
 
 from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import IntermediateTensors, PPMissingLayer, VllmConfig, support_torch_compile
-from tuco_vllm.engine.heads import PutAside
+from tuco_vllm.engine.heads import HEAD, PutAside
 from tuco_vllm.engine.rows import Selection
 from tuco_vllm.engine.rows_projection import Both
 from tuco_vllm.engine.stock_layers import (
@@ -33,7 +33,7 @@ from tuco_vllm.engine.stock_layers import (
     rows_again,
     stream_on_rows,
 )
-from tuco_vllm.engine.stock_models import HEAD, decoder_of, first_stream, ft_model, pt_model
+from tuco_vllm.engine.stock_models import decoder_of, first_stream, ft_model, pt_model
 
 _SUMS = ("cum_ptc", "cum_ftc", "norms")
 

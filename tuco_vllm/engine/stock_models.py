@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tuco_vllm.engine.backend_layers import give_form
 from tuco_vllm.engine.compat import VllmConfig, init_vllm_registered_model
-from tuco_vllm.engine.heads import PutAside
+from tuco_vllm.engine.heads import HEAD, PutAside
 from tuco_vllm.engine.layer_structure import expect_rotation
 
 
@@ -30,16 +30,8 @@ def pt_model(vllm_config: VllmConfig, pt_config: Any, architecture: str, prefix:
     )
     give_form(model)
     expect_rotation(model, vllm_config.model_config.dtype)
-    return model, PutAside(model, (embedding_name(model), *HEAD))
-
-
-HEAD = ("model.norm", "lm_head")
-"""What only generation and log-probabilities need of a stock model."""
-
-
-def embedding_name(model: Any) -> str:
-    """The path of a stock model's embedding; gpt-oss has another."""
-    return "model.embedding" if hasattr(decoder_of(model), "embedding") else "model.embed_tokens"
+    embedding = "embedding" if hasattr(decoder_of(model), "embedding") else "embed_tokens"  # gpt-oss's name
+    return model, PutAside(model, {"embed_tokens": f"model.{embedding}", **HEAD})
 
 
 def first_stream(model: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

@@ -26,6 +26,7 @@ from tuco_vllm.server.drain import Drain, DrainMiddleware
 from tuco_vllm.server.middleware import TucoMiddleware
 from tuco_vllm.server.openapi import describe_fields
 from tuco_vllm.server.score import ScoreService
+from tuco_vllm.shared_tokens import SharedTokens
 
 
 def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
@@ -53,6 +54,7 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
         template_variables=arguments.default_chat_template_kwargs,  # of chat completions as well
         mend="shorten it, or serve it with a larger --max-model-len",
     )
+    encoder.shared = SharedTokens(pair, tokenizer, trust_remote_code=trust)
 
     _warn_if_open(arguments)
 
@@ -63,7 +65,7 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
         install(
             app,
             pair,
-            ScoreService(engine, encoder, list(arguments.served_model_name), pair),
+            ScoreService(engine, encoder, list(arguments.served_model_name)),
             drain,
             max_alpha=max_alpha,
             force_usage=arguments.enable_force_include_usage,

@@ -17,7 +17,6 @@ from fastapi import APIRouter, Depends, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from tuco_vllm.config import ModelPair
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder
 from tuco_vllm.records import LAYERS, TucoScore
@@ -27,7 +26,6 @@ from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import finite_or_null
 from tuco_vllm.server.errors import RequestError
 from tuco_vllm.server.score_body import Asked, ScoreAnswer, ScoreBody, read_body, read_request
-from tuco_vllm.shared_tokens import SharedTokens
 
 router = APIRouter()
 
@@ -61,8 +59,8 @@ class _Encoded(NamedTuple):
 class ScoreService:
     """What the route needs, kept in ``app.state.tuco``."""
 
-    def __init__(self, scorer: Scorer, encoder: PromptEncoder, models: list[str], pair: ModelPair) -> None:
-        self.models, self._pair = models, pair
+    def __init__(self, scorer: Scorer, encoder: PromptEncoder, models: list[str]) -> None:
+        self.models = models
         self._scorer = scorer
         self._encoder = encoder
         self._tokenizing = ThreadPoolExecutor(1)  # a tokenizer serves one thread at a time
@@ -97,12 +95,11 @@ class ScoreService:
     def _encode_some(self, asked: Asked, start: int) -> list[_Encoded]:
         """Tokens of the inputs from ``start`` on: of as many as a turn has time for, at least one."""
         encoded: list[_Encoded] = []
-        shared = self._shared() if asked.more.relative_reward else None
-        end = time.monotonic() + _TURN_SECONDS
+        end, rewarded = time.monotonic() + _TURN_SECONDS, asked.more.relative_reward
         for place in range(start, len(asked.inputs)):
             try:
                 prompt, response = encode_with_response(
-                    self._encoder, asked.inputs[place], asked.responses[place], shared
+                    self._encoder, asked.inputs[place], asked.responses[place], rewarded=rewarded
                 )
             except PromptError as error:
                 raise RequestError(f"{asked.place(place)}: {error}", asked.place(place)) from error
@@ -112,12 +109,6 @@ class ScoreService:
             if time.monotonic() > end:
                 break
         return encoded
-
-    def _shared(self) -> SharedTokens:
-        encoder = self._encoder
-        if encoder.shared is None:
-            encoder.shared = SharedTokens(self._pair, encoder.tokenizer)
-        return encoder.shared
 
     def _offsets(self, response: EncodedResponse | None) -> list[int] | None:
         if response is None:
