@@ -125,8 +125,8 @@ class TucoScore:
         )
         for other in others:
             if other.state is not None:
-                difference = (scored.state - other.state).abs().sum().item()
-                output_co = metrics.output_co(other.state.abs().sum().item(), difference)
+                difference = abs(scored.state - other.state).sum().item()
+                output_co = metrics.output_co(abs(other.state).sum().item(), difference)
                 score = replace(score, output_co=output_co)
             else:
                 ft, pt = scored.logps.tolist(), other.logps.tolist()

@@ -6,10 +6,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_scorer import byte_level_tokenizer, fake_score, fake_tuco
+from fake_scorer import LocalPipeline, byte_level_tokenizer, fake_score, fake_tuco
 
 from tuco_vllm.analysis.tables import summarise
 from tuco_vllm.corpus.columns import Columns
+from tuco_vllm.errors import InputError
+from tuco_vllm.prompt_checks import PromptError
+from tuco_vllm.score_requests import MoreScores
 
 TOKENIZER = byte_level_tokenizer()
 COLUMNS = ["response", "response_tokens", "response_tuco", "response_tucos", "response_token_ids"]
@@ -137,12 +140,47 @@ def test_a_bad_response_costs_its_row(scored, row, reason):
 
 
 def test_a_trace_is_of_the_prompt(scored):
-    alone, answered = scored([{"prompt": "the fox"}, {"prompt": "the fox", "response": " and"}], trace=True)
+    alone, answered = scored([{"prompt": "the fox"}, {"prompt": "the fox", "response": " and"}], more=MoreScores(trace=True))
     ids = TOKENIZER.encode("the fox")
     for row in (alone, answered):
         assert row["prompt_tucos"] == pytest.approx([fake_tuco(ids[: end + 1]) for end in range(len(ids))])
     expect_response(answered, ids, tokens(" and"))
     assert answered["prompt_tucos"][-1] == answered["response_tucos"][0] == pytest.approx(answered["tuco"])
+
+
+class Shared:
+    """The token of "z" is FT's alone."""
+
+    def expect(self, prompt, response):
+        if set(tokens("z")) & {*prompt, *response}:
+            raise PromptError("token z is not the same to the pre-trained model")
+
+
+def test_more_scores_have_columns_of_their_own(scored, monkeypatch):
+    monkeypatch.setattr(LocalPipeline, "shared", Shared())
+    rows = [{"prompt": "the fox", "response": " and"}, {"prompt": "a", "output_co": "mine"}]
+    rows += [{"prompt": "z"}, {"prompt": "a", "response": "z"}]
+    answered, alone, foreign, unknown = scored(rows, more=MoreScores(output_co=True, relative_reward=True))
+    ids, response = TOKENIZER.encode("the fox"), tokens(" and")
+    expect_response(answered, ids, response)
+    # FakeScorer's streams end at (n, 3) and (n, 1), n tokens; its log-probabilities are -id - 1 and -id.
+    for row in (answered, alone, foreign):
+        count = row["prompt_tokens"]
+        assert row["output_co"] == pytest.approx(2 / (count + 1 + 2))
+    assert answered["response_logps_pt"] == [-token for token in response]
+    assert answered["response_logps_ft"] == [-token - 1 for token in response]
+    assert (answered["logp_pt"], answered["logp_ft"]) == (-sum(response), -sum(response) - len(response))
+    assert answered["relative_reward"] == -len(response)
+    for row in (alone, foreign):  # no response, no reward: its tokens need not be PT's
+        assert row["error"] is None
+        assert row["relative_reward"] is row["response_logps_ft"] is None
+    assert alone["input_output_co"] == "mine"
+    assert "not the same to the pre-trained model" in unknown["error"]
+
+
+def test_a_reward_needs_responses(scored):
+    with pytest.raises(InputError, match="no row has one"):
+        scored([{"prompt": "a"}], more=MoreScores(relative_reward=True))
 
 
 def test_texts_can_be_left_out(scored):

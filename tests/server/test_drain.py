@@ -104,7 +104,9 @@ class Engine:
     """What a ServedEngine needs of an AsyncLLM; notes how it is shut down."""
 
     def __init__(self) -> None:
-        self.model_config = SimpleNamespace(max_model_len=8)
+        self.model_config = SimpleNamespace(
+            max_model_len=8, hf_text_config=SimpleNamespace(num_hidden_layers=2)
+        )
         self.output_processor = SimpleNamespace(add_request=None, process_outputs=None, request_states={})
         self.calls: list[tuple[str, float]] = []
 

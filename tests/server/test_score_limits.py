@@ -249,12 +249,13 @@ def test_the_schema_is_that_of_the_route(app):
     listed = app.openapi()
     route = listed["paths"][PATH]["post"]
     body = route["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]) == {"input", "response", "trace", "model", "layers", "priority", "user"}
+    asked = {"input", "response", "trace", "output_co", "relative_reward"}
+    assert set(body["properties"]) == asked | {"model", "layers", "priority", "user"}
     assert (body["required"], body["additionalProperties"]) == (["input"], False)
     assert route["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/ScoreAnswer")
     for value in ("the cat", [5, 6], CHAT, ["the cat", CHAT]):
         score_body.ScoreBody(input=value)
-        answer = TestClient(app).post(PATH, json={"input": value, "trace": value == "the cat"})
+        answer = TestClient(app).post(PATH, json={"input": value, "trace": value == "the cat", "output_co": value == CHAT})
         assert (
             score_body.ScoreAnswer.model_validate(answer.json()).model_dump(exclude_unset=True)
             == answer.json()

@@ -48,11 +48,17 @@ def test_a_filter_of_rejected_drafts_takes_the_scores_along() -> None:
     _, scores = split_scores(lists)
     assert np.array_equal(scores, SCORES[kept].numpy())
     assert np.array_equal(
-        rows_of_request(columns, scores, 1, 1, LAYERS), SCORES[3].reshape(1, LAYERS, 7).numpy()
+        rows_of_request(columns, scores, 1, 1, LAYERS, False), SCORES[3].reshape(1, LAYERS, 7).numpy()
     )
     assert np.array_equal(
-        rows_of_request(columns, scores, 0, 2, LAYERS), SCORES[[0, 2]].reshape(2, LAYERS, 7).numpy()
+        rows_of_request(columns, scores, 0, 2, LAYERS, False), SCORES[[0, 2]].reshape(2, LAYERS, 7).numpy()
     )
+
+
+def test_what_is_read_of_a_prompt_says_how_long_it_is() -> None:
+    scores = np.array([[9.0, 9.0, 9.0, 9.0], [2.0, 5.0, 6.0, 0.0]], dtype=np.float32)
+    found = rows_of_request(append_scores(None, torch.from_numpy(scores)).tolists(), scores, 1, 1, LAYERS, True)
+    assert found.tolist() == [[5.0, 6.0]]
 
 
 def test_the_marker_is_no_token() -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tuco_vllm.engine.row_pieces import RowPieces, RowValues
-from tuco_vllm.engine.scoring_rows import rows_asked, rows_of_step
+from tuco_vllm.engine.row_pieces import RowPieces, RowValues, row_scores
+from tuco_vllm.engine.scoring_rows import reads_of_step, rows_asked, rows_of_step, targets_of
+from tuco_vllm.errors import EngineError
+from tuco_vllm.score_requests import ScoredTokens
 from tuco_vllm.steering import Asked
 
 LAYERS = 2
@@ -79,6 +81,59 @@ def test_a_missing_row_leaves_nothing():
     pieces, asked = RowPieces(), Asked(4, 4)
     pieces.add(values(6, 7), 8, asked)  # the cache gave what was to be read
     assert not pieces.whole(8, asked).numel()
+
+
+@pytest.mark.parametrize(
+    ("end", "count", "targets"),
+    [
+        (6, 6, [-1, -1, -1, -1, 7, 8]),
+        (7, 3, [7, 8, 9]),
+        (4, 2, [-1, -1]),  # a chunk before the prompt's last token
+        (6, 1, [8]),
+        (9, 4, [8, 9, -1, -1]),
+    ],
+)
+def test_targets_lie_at_the_rows_that_produce_them(end, count, targets):
+    assert targets_of(Asked(2, 4, (7, 8, 9)), end, count).tolist() == targets
+    assert targets_of(Asked(2, 4), end, count).tolist() == [-1] * count
+    assert targets_of(None, end, count).tolist() == [-1] * count
+
+
+def test_streams_and_log_probabilities_come_along():
+    pieces, asked = RowPieces(), Asked(2, 4, (7, 8), state=True)
+    logps, states = torch.tensor([0.0, 0.0, -1.0, -2.0]), torch.arange(12.0).view(4, 3)
+    for start, end in ((0, 2), (2, 4)):
+        chunk = RowValues(norms(*range(2 + start, 2 + end)), states[start:end], logps[start:end])
+        pieces.add(chunk, 2 + end, asked)
+    found = row_scores(pieces.whole(6, asked), ScoredTokens([0] * 6, asked), LAYERS)
+    assert torch.equal(found.norms, norms(4)[0])
+    assert found.tucos.tolist() == pytest.approx([0.02, 0.03, 0.04, 0.05])
+    assert found.state.tolist() == [6.0, 7.0, 8.0]
+    assert found.logps.tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("asked", [Asked(2, 2, state=True, stream="pt-layers"), Asked(2, 2, (7, 8), stream="pt")])
+def test_pt_alone_has_no_scores(asked):
+    pieces = RowPieces()
+    pieces.add(RowValues(norms(2, 3), torch.ones(2, 3), torch.tensor([-1.0, -2.0])), 4, asked)
+    found = row_scores(pieces.whole(4, asked), ScoredTokens([0] * 4, asked), LAYERS)
+    assert found.norms is found.tucos is None
+    assert found.state is None if asked.targets else found.state.tolist() == [1.0, 1.0, 1.0]
+    assert found.logps is None if asked.state else found.logps.tolist() == [-1.0, -2.0]
+
+
+def test_lost_rows_are_an_error():
+    with pytest.raises(EngineError, match="has lost rows"):
+        row_scores(torch.empty(0), ScoredTokens([0] * 4, Asked(2, 2)), LAYERS)
+
+
+def test_streams_do_not_meet_in_a_step():
+    alone = Asked(1, 1, state=True, stream="pt-layers")
+    counts = np.array([0, 0]), np.array([2, 2])
+    assert reads_of_step([alone, alone], *counts).stream == "pt-layers"
+    for other in (None, Asked(1, 1), Asked(1, 1, (3,), stream="pt")):
+        with pytest.raises(RuntimeError, match="requests of the streams"):
+            reads_of_step([alone, other], *counts)
 
 
 def test_nothing_over_nothing_is_zero():

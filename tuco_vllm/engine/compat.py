@@ -51,6 +51,15 @@ attention layer may be called with fewer queries than keys.
     .positions, .is_prefilling, .req_idx, ._num_computed_tokens_cache, ._token_to_req_indices_cache,
     get_forward_context(), vllm.forward_context.ForwardContext.attn_metadata, .slot_mapping,
     .cudagraph_runtime_mode, CUDAGraphMode.NONE, .FULL, async_tensor_h2d(data, device=)
+heads.py: a stock model's embedding, last norm and head, filled later. Until: vLLM loads parts of a model.
+    UnquantizedEmbeddingMethod.apply(layer, x, bias), PPMissingLayer(),
+    vllm.model_executor.layers.vocab_parallel_embedding.VocabParallelEmbedding.quant_method, .num_embeddings
+own_steps.py: requests of two streams never in one step. Until: a scheduler takes classes of requests.
+    Scheduler.schedule(), .running, .waiting, .kv_holding_waiting, .max_num_active_reqs, .requests,
+    Request.num_tokens_with_spec, .num_output_placeholders, .num_computed_tokens, .request_id,
+    vllm.v1.core.sched.request_queue.RequestQueue.remove_requests(requests), .add_request(request)
+worker.py: what an engine is asked beside requests. Until: models have a say in that.
+    PlatformWorker.get_model(), vllm.v1.engine.llm_engine.LLMEngine.collective_rpc(method)
 weights.py, pair_model.py: two checkpoints make one model. Until: vLLM streams a second one by itself.
     DefaultModelLoader.Source(model_or_path, revision, prefix=, fall_back_to_pt=, allow_patterns_overrides=),
     get_config(model, trust_remote_code, config_format=),
@@ -97,7 +106,7 @@ field ``routed_experts``. Until: outputs have a field for numbers per token, and
 score_columns.py: what scores travel in from the device to the scheduler. Until: as scheduler.py.
     LogprobsTensors(logprob_token_ids, logprobs, selected_token_ranks, cu_num_generated_tokens),
     LogprobsLists.logprob_token_ids, .logprobs, .cu_num_generated_tokens
-steering_v1.py: a step's rows before its metadata is built, scores into logprobs. Until: runner V1 goes.
+steering_v1.py, worker.py: a step's rows before its metadata is built, scores into logprobs. Until: runner V1 goes.
     PlatformWorker.init_device(), .model_runner, GPUModelRunnerV1.requests, .input_batch, .query_start_loc,
     ._prepare_inputs(scheduler_output, num_scheduled_tokens), ._sample(logits, spec_decode_metadata),
     .discard_request_mask, .model, .device, vllm.v1.core.sched.output.SchedulerOutput.scheduled_new_reqs,
