@@ -140,7 +140,9 @@ def test_a_bad_response_costs_its_row(scored, row, reason):
 
 
 def test_a_trace_is_of_the_prompt(scored):
-    alone, answered = scored([{"prompt": "the fox"}, {"prompt": "the fox", "response": " and"}], more=MoreScores(trace=True))
+    alone, answered = scored(
+        [{"prompt": "the fox"}, {"prompt": "the fox", "response": " and"}], more=MoreScores(trace=True)
+    )
     ids = TOKENIZER.encode("the fox")
     for row in (alone, answered):
         assert row["prompt_tucos"] == pytest.approx([fake_tuco(ids[: end + 1]) for end in range(len(ids))])

@@ -2,7 +2,8 @@
 
 Prompts are commands: "refuse" is refused, "break" breaks midway, "vanish" ends early, "slow" never ends,
 "echo TEXT" writes TEXT, "nameless" leaves out the tokens' own strings and "unscored" the scores. All others
-get a story, one for each alpha. ``python tests/server/fake_api.py`` serves the page for a look, at
+get a story, one for each alpha. A response is scored token by token; of one with "alien" in it the reward
+is refused. ``python tests/server/fake_api.py`` serves the page for a look, at
 http://127.0.0.1:8321/tuco.
 """
 
@@ -157,7 +158,32 @@ def create(api_key: str | None = None, delay: float = 0.0) -> FastAPI:
         body = await request.json()
         return answer(body["messages"][-1]["content"], body, chat=True)
 
+    @app.post("/v1/tuco/score")
+    async def given(request: Request) -> Response:
+        body = await request.json()
+        app.state.requests.append(body)
+        if body["input"] == "refuse":
+            return JSONResponse({"error": {"message": "the prompt is empty", "code": 400}}, 400)
+        names = split(body["response"])
+        if body["relative_reward"] and " alien" in names:
+            return JSONResponse({"error": {"message": "token alien is not the same", "code": 400}}, 400)
+        tuco = scores(1.0, 0, len(names))
+        response = {"mean": 0.4, "tokens": tuco["tokens"], "token_ids": list(range(len(names)))}
+        response["text_offsets"] = [len("".join(names[:place])) for place in range(len(names))]
+        if body["relative_reward"]:
+            response |= {
+                "logps_ft": [-1.0] * len(names),
+                "logps_pt": [-1.0 - delta(n) for n in range(len(names))],
+            }
+        layers = {name: rows[0] for name, rows in tuco["layers"].items()}
+        return JSONResponse({"data": [{"tuco": score(1.0, 0), "layers": layers, "response": response}]})
+
     return app
+
+
+def delta(token: int) -> float:
+    """A Δ log p in [-6, 6]."""
+    return 6 * math.sin(1.7 * token)
 
 
 if __name__ == "__main__":

@@ -255,7 +255,9 @@ def test_the_schema_is_that_of_the_route(app):
     assert route["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/ScoreAnswer")
     for value in ("the cat", [5, 6], CHAT, ["the cat", CHAT]):
         score_body.ScoreBody(input=value)
-        answer = TestClient(app).post(PATH, json={"input": value, "trace": value == "the cat", "output_co": value == CHAT})
+        answer = TestClient(app).post(
+            PATH, json={"input": value, "trace": value == "the cat", "output_co": value == CHAT}
+        )
         assert (
             score_body.ScoreAnswer.model_validate(answer.json()).model_dump(exclude_unset=True)
             == answer.json()

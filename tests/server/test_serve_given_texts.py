@@ -47,7 +47,7 @@ def test_a_response_has_the_scores_it_was_generated_with(server):
 
 
 def test_streams_of_pt_beside_texts_that_are_generated(server):
-    """OutputCo and the reward are the truth's, and the text that is generated meanwhile is what it is alone."""
+    """OutputCo and the reward are true; texts that are generated meanwhile are what they are alone."""
     prompts, responses = steered.prompts(5, longest=90, seed=28), steered.prompts(5, longest=30, seed=29)
     body = {"input": prompts, "response": responses, "output_co": True, "relative_reward": True}
     long = {"prompt": prompts[-1], "max_tokens": 60, "temperature": 0.0, "ignore_eos": True}

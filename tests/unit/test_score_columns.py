@@ -57,7 +57,9 @@ def test_a_filter_of_rejected_drafts_takes_the_scores_along() -> None:
 
 def test_what_is_read_of_a_prompt_says_how_long_it_is() -> None:
     scores = np.array([[9.0, 9.0, 9.0, 9.0], [2.0, 5.0, 6.0, 0.0]], dtype=np.float32)
-    found = rows_of_request(append_scores(None, torch.from_numpy(scores)).tolists(), scores, 1, 1, LAYERS, True)
+    found = rows_of_request(
+        append_scores(None, torch.from_numpy(scores)).tolists(), scores, 1, 1, LAYERS, True
+    )
     assert found.tolist() == [[5.0, 6.0]]
 
 

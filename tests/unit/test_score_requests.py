@@ -62,7 +62,9 @@ def test_a_wish_is_checked_where_it_comes_from_outside():
     assert Asked.of(list(asked)) == asked
     assert Asked.of([1, 4, [7, 8], True, "pt"]) == asked
     assert Asked.of(None) is None
-    for bad in ([1, 4], [4, 1, [], False, "ft"], [1, 4, [], 1, "ft"], [1, 4, [-1], False, "ft"], "ft", 5,
-                [1, 4, None, False, "ft"], [1, 4, [], False, "other"], [True, 4, [], False, "ft"]):  # fmt: skip
+    good = [1, 4, [], False, "ft"]
+    changed = {0: [5, -1, True], 1: [0, 4.0], 2: [None, [-1], ["a"]], 3: [1, None], 4: ["other", None]}
+    lists = [[*good[:n], bad, *good[n + 1 :]] for n, several in changed.items() for bad in several]
+    for bad in ([1, 4], "ft", 5, {}, *lists):
         with pytest.raises(InputError, match="tuco_rows is no row of a prompt"):
             Asked.of(bad)

@@ -112,7 +112,9 @@ def test_streams_and_log_probabilities_come_along():
     assert found.logps.tolist() == [-1.0, -2.0]
 
 
-@pytest.mark.parametrize("asked", [Asked(2, 2, state=True, stream="pt-layers"), Asked(2, 2, (7, 8), stream="pt")])
+@pytest.mark.parametrize(
+    "asked", [Asked(2, 2, state=True, stream="pt-layers"), Asked(2, 2, (7, 8), stream="pt")]
+)
 def test_pt_alone_has_no_scores(asked):
     pieces = RowPieces()
     pieces.add(RowValues(norms(2, 3), torch.ones(2, 3), torch.tensor([-1.0, -2.0])), 4, asked)

@@ -106,7 +106,7 @@ field ``routed_experts``. Until: outputs have a field for numbers per token, and
 score_columns.py: what scores travel in from the device to the scheduler. Until: as scheduler.py.
     LogprobsTensors(logprob_token_ids, logprobs, selected_token_ranks, cu_num_generated_tokens),
     LogprobsLists.logprob_token_ids, .logprobs, .cu_num_generated_tokens
-steering_v1.py, worker.py: a step's rows before its metadata is built, scores into logprobs. Until: runner V1 goes.
+steering_v1.py, worker.py: a step's rows before its metadata, scores into logprobs. Until: runner V1 goes.
     PlatformWorker.init_device(), .model_runner, GPUModelRunnerV1.requests, .input_batch, .query_start_loc,
     ._prepare_inputs(scheduler_output, num_scheduled_tokens), ._sample(logits, spec_decode_metadata),
     .discard_request_mask, .model, .device, vllm.v1.core.sched.output.SchedulerOutput.scheduled_new_reqs,

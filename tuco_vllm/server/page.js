@@ -1,65 +1,11 @@
-// The page at /tuco: one prompt, several alphas, their completions side by side. Starts here.
+// The page at /tuco: completions of a prompt side by side, or a response that is given. Starts here.
 
-import { ApiError, complete, keeper, models } from "./page_api.js";
-import { draw } from "./page_chart.js";
+import { addChip, alphas, bound } from "./page_alphas.js";
+import { ApiError, complete, keeper, models, scored as scoreOf } from "./page_api.js";
+import { draw, raise } from "./page_chart.js";
 import { Column, score, visible } from "./page_column.js";
 
-const MOST_ALPHAS = 6; // a browser opens six connections to a server, page.css has six lines
 const $ = (id) => document.getElementById(id);
-
-// ---- The alphas: chips, one of which the slider moves.
-
-let chip = null;
-const chips = () => [...$("chips").children];
-const field = (item) => item.querySelector("input");
-const alphas = () => {
-  const values = chips().map((item) => field(item).valueAsNumber);
-  return [...new Set(values.filter(Number.isFinite))].sort((a, b) => a - b);
-};
-
-function addChip(value) {
-  const item = $("chip").content.cloneNode(true).firstElementChild;
-  field(item).max = $("slider").max;
-  field(item).value = value;
-  field(item).addEventListener("focus", () => choose(item));
-  field(item).addEventListener("input", () => choose(item));
-  item.querySelector("button").addEventListener("click", () => {
-    const next = item.nextElementSibling ?? item.previousElementSibling;
-    item.remove();
-    choose(next);
-    field(next).focus();
-  });
-  $("chips").append(item);
-  choose(item);
-}
-
-/** The slider moves `item` from here on. */
-function choose(item) {
-  chip = item;
-  for (const other of chips()) {
-    other.classList.toggle("current", other === item);
-    const remove = other.querySelector("button");
-    remove.setAttribute("aria-label", `Remove α = ${field(other).value}`);
-    remove.disabled = chips().length === 1;
-  }
-  $("slider").value = field(item).value;
-  $("slider").labels[0].textContent = `Move α = ${field(item).value}`;
-  $("add").disabled = chips().length >= MOST_ALPHAS;
-}
-
-$("slider").addEventListener("input", () => {
-  field(chip).value = $("slider").value;
-  choose(chip);
-});
-
-/** A new alpha goes into the widest gap, and the slider moves it from there. */
-$("add").addEventListener("click", () => {
-  const marks = [0, ...alphas(), Number($("slider").max)];
-  const gaps = marks.slice(1).map((mark, i) => mark - marks[i]);
-  const widest = gaps.indexOf(Math.max(...gaps));
-  addChip(Math.round(((marks[widest] + marks[widest + 1]) / 2) * 20) / 20);
-  field(chip).focus();
-});
 
 // ---- The model, and the key that the server may ask for.
 
@@ -81,8 +27,7 @@ async function findModels() {
 function useModel() {
   const pair = known.find(({ id }) => id === $("model").value)?.tuco;
   $("model").title = pair ? `${pair.ft}, fine-tuned from ${pair.pt}` : "";
-  $("slider").max = pair?.max_alpha ?? 2;
-  for (const item of chips()) field(item).max = $("slider").max;
+  bound(pair?.max_alpha ?? 2);
 }
 
 keeper.askKey = (why) =>
@@ -112,34 +57,64 @@ async function run() {
   const mine = (running = new AbortController());
   $("stop").disabled = false;
   tell("Asking the server …");
-  if (known.length || (await findModels())) await completeAll(mine.signal);
+  if (known.length || (await findModels())) await (isGiven() ? scoreGiven : completeAll)(mine.signal);
   if (running !== mine) return;
   running = null;
   if (document.activeElement === $("stop")) $("run").focus();
   $("stop").disabled = true;
 }
 
-async function completeAll(signal) {
-  const chat = document.querySelector("[name=mode]:checked").value === "chat";
-  const request = {
-    model: $("model").value,
-    chat,
-    prompt: $("prompt").value,
-    max_tokens: $("max-tokens").valueAsNumber,
-    temperature: $("temperature").valueAsNumber,
-    ...($("seed").value && { seed: $("seed").valueAsNumber }),
-  };
+const chosen = (name) => document.querySelector(`[name=${name}]:checked`).value;
+const isGiven = () => chosen("task") === "score";
+const asked = () => ({ model: $("model").value, chat: chosen("mode") === "chat", prompt: $("prompt").value });
+
+/** Empty columns for what is about to come; on a small screen they are brought into view. */
+function begin(made) {
   range = null;
-  const mine = (columns = alphas().map((alpha, i) => new Column(alpha, i, { select, point, leave, scored })));
+  columns = made;
   $("columns").replaceChildren(...columns.map((column) => column.element));
   $("legend").hidden = true;
   $("results").hidden = false;
   select(null, null);
+  if ($("results").getBoundingClientRect().top > innerHeight * 0.7) $("results").scrollIntoView({ behavior: "smooth" });
+  return columns;
+}
+
+const on = { select, point, leave, scored };
+
+async function completeAll(signal) {
+  const request = {
+    ...asked(),
+    max_tokens: $("max-tokens").valueAsNumber,
+    temperature: $("temperature").valueAsNumber,
+    ...($("seed").value && { seed: $("seed").valueAsNumber }),
+  };
+  offerDelta(false);
+  const mine = begin(alphas().map((alpha, style) => new Column({ alpha, style }, on)));
   tell(`Writing ${columns.length} completions …`);
   const failures = (await Promise.all(mine.map((column) => fill(column, request, signal)))).filter(Boolean);
   if (columns !== mine) return;
   const done = signal.aborted ? "Stopped." : `Done: ${mine.length - failures.length} of ${mine.length}.`;
   tell(failures.length ? `${done} ${failures[0]}` : done, failures.length > 0);
+}
+
+/** The scores of a response that somebody else has written. */
+async function scoreGiven(signal) {
+  const words = "as it was given";
+  const [column] = begin([new Column({ alpha: 1, style: 2, name: "Response", words }, on)]);
+  tell("Scoring …");
+  let wrong;
+  try {
+    const { prompt, tokens, why } = await scoreOf({ ...asked(), response: $("response").value }, signal);
+    offerDelta(tokens.some((token) => token.pt !== undefined));
+    column.add({ prompt, tokens });
+    tell(why ? `Done, without Δ log p: ${why}` : "Done.", Boolean(why));
+    drawCurves();
+  } catch (error) {
+    wrong = signal.aborted ? undefined : inWords(error);
+    tell(wrong ?? "Stopped.", Boolean(wrong));
+  }
+  column.end(wrong);
 }
 
 /** Streams one completion into its column; resolves to what went wrong, in words, or to nothing. */
@@ -171,18 +146,33 @@ function tell(words, wrong = false) {
 
 // ---- Colours, curves and the tip.
 
-/** Colours span the run's scores, to the tenth; all tokens follow, for the style sheet does the mixing. */
+/** A run's scores, to the tenth; all tokens follow, for the style sheet does the mixing. */
 function scored(value) {
   const low = Math.floor(Math.min(value, range?.[0] ?? value) * 10 + 1e-9) / 10;
   const high = Math.ceil(Math.max(value, range?.[1] ?? value) * 10 - 1e-9) / 10;
   if (range?.[0] === low && range[1] === high) return;
   range = [low, Math.max(high, low + 0.1)];
-  $("results").style.setProperty("--low", range[0]);
-  $("results").style.setProperty("--high", range[1]);
-  $("legend").querySelector(".low").textContent = range[0].toFixed(1);
-  $("legend").querySelector(".high").textContent = range[1].toFixed(1);
-  $("legend").setAttribute("aria-label", `Colours: TuCo from ${range[0].toFixed(1)} to ${range[1].toFixed(1)}`);
-  $("legend").hidden = false;
+  useColours();
+}
+
+/** What colours span: the run's scores, all that TuCo can be, or a fixed span of Δ log p. */
+function useColours() {
+  const choice = $("colours").value;
+  const [low, high] = { span: range ?? [0, 1], whole: [0, 1], delta: [-5, 5] }[choice];
+  $("results").classList.toggle("by-delta", choice === "delta");
+  $("results").style.setProperty("--low", low);
+  $("results").style.setProperty("--high", high);
+  const digits = choice === "delta" ? 0 : 1;
+  $("legend").querySelector(".low").textContent = low.toFixed(digits).replace("-", "−");
+  $("legend").querySelector(".high").textContent = high.toFixed(digits);
+  $("legend").hidden = !range;
+}
+
+function offerDelta(there) {
+  const option = $("colours").querySelector("[value=delta]");
+  option.hidden = option.disabled = !there;
+  if (!there && $("colours").value === "delta") $("colours").value = "span";
+  useColours();
 }
 
 function select(column, position) {
@@ -216,6 +206,8 @@ function keyOf({ alpha, style, betas, token, current }) {
   if (token) part("code", visible(token.text || token.name));
   part("b", score(betas.at(-1)));
   item.classList.toggle("current", current);
+  item.addEventListener("pointerenter", () => raise($("chart"), style));
+  item.addEventListener("pointerleave", () => raise($("chart"), null));
   return item;
 }
 
@@ -249,10 +241,16 @@ $("controls").addEventListener("submit", (event) => {
   run();
 });
 $("controls").addEventListener("change", (event) => {
-  if (event.target.name === "mode") {
-    $("prompt-label").textContent = event.target.value === "chat" ? "Message to answer" : "Text to continue";
-  }
+  const given = isGiven();
+  const continued = given ? "Text before the response" : "Text to continue";
+  $("prompt-label").textContent = chosen("mode") === "chat" ? "Message to answer" : continued;
+  document.querySelector(".given").hidden = !given;
+  document.querySelector(".settings").hidden = given;
+  $("response").required = given;
+  for (const input of document.querySelectorAll(".settings input")) input.disabled = given;
+  if (event.target.name === "task") $("results-title").textContent = given ? "The response" : "Completions";
 });
+$("colours").addEventListener("change", useColours);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("key").open) $("controls").requestSubmit($("run"));
   if (event.key === "Escape") leave();

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 ASSETS = {
     "page.css": "text/css",
     "page.js": "text/javascript",
+    "page_alphas.js": "text/javascript",
     "page_api.js": "text/javascript",
     "page_chart.js": "text/javascript",
     "page_column.js": "text/javascript",

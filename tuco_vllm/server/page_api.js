@@ -76,6 +76,36 @@ export async function* complete({ chat, prompt, ...settings }, signal) {
   throw new ApiError("The server ended the stream early.");
 }
 
+/**
+ * A response that is given: {prompt, tokens, why}, tokens as above, with `ft` and `pt`, the log-probabilities of both
+ * models; `why` says why there are none of those.
+ */
+export async function scored({ model, chat, prompt, response }, signal) {
+  const input = chat ? [{ role: "user", content: prompt }] : prompt;
+  const ask = async (relative_reward) => {
+    const body = JSON.stringify({ model, input, response, relative_reward });
+    return (await (await request("v1/tuco/score", { method: "POST", body, signal })).json()).data[0];
+  };
+  let why;
+  const answer = await ask(true).catch((error) => {
+    if (error.status !== 400) throw error;
+    why = error.message; // the prompt's or the reward's: without the latter it is clear which
+    return ask(false);
+  });
+  const { tokens: tucos, token_ids, text_offsets, logps_ft, logps_pt } = answer.response;
+  const letters = [...response]; // offsets count code points
+  const tokens = token_ids.map((id, i) => ({
+    text: text_offsets ? letters.slice(text_offsets[i], text_offsets[i + 1]).join("") : ` #${id}`,
+    name: `#${id}`,
+    tuco: tucos[i] ?? undefined,
+    ft: logps_ft?.[i] ?? undefined,
+    pt: logps_pt?.[i] ?? undefined,
+  }));
+  const layers = { cum_ptc_norms: [answer.layers?.cum_ptc_norms], cum_ftc_norms: [answer.layers?.cum_ftc_norms] };
+  if (tokens.length) tokens[0].betas = betas(layers, 0);
+  return { prompt: answer.tuco ?? undefined, tokens, why };
+}
+
 /** The data of server-sent events, which network packets cut anywhere. */
 async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();

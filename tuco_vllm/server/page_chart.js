@@ -1,6 +1,6 @@
 // The curves: fine-tuning's share after each layer, one line for each alpha, drawn at the size it is shown.
 
-const EDGE = { top: 14, right: 62, bottom: 40, left: 52 };
+const EDGE = { top: 14, right: 70, bottom: 40, left: 52 };
 const HEIGHT = 280;
 const LABEL = 15; // what a label at a line's end needs, in px
 
@@ -29,6 +29,7 @@ export function draw(svg, lines) {
   drawAxes(svg, x, y, layers, top, width);
   for (const { alpha, style, betas, current } of lines) {
     const group = add(svg, "g", { class: `line line-${style}${current ? " current" : ""}` });
+    group.dataset.style = style;
     add(group, "path", { d: "M" + betas.map((beta, i) => `${x(i + 1)} ${y(beta)}`).join("L") });
     betas.forEach((beta, i) => {
       const dot = add(group, "circle", { cx: x(i + 1), cy: y(beta), r: layers > 48 ? 1.5 : 2.5 });
@@ -57,12 +58,22 @@ function drawAxes(svg, x, y, layers, top, width) {
   add(svg, "text", { class: "axis", transform: `translate(13 ${middle}) rotate(-90)`, "text-anchor": "middle" }, "share β");
 }
 
+/** Brings one line before the others, which fade; null: all are as they were. */
+export function raise(svg, style) {
+  const one = style === null ? null : svg.querySelector(`.line[data-style="${style}"]`);
+  if (one) one.parentNode.insertBefore(one, svg.querySelector(".lead"));
+  for (const line of svg.querySelectorAll(".line")) line.classList.toggle("faded", one !== null && line !== one);
+}
+
 /** Each line's name at its end, pushed apart where lines end close to each other. */
 function drawEnds(svg, lines, x, y) {
   const ends = lines.map((line) => ({ ...line, at: y(line.betas.at(-1)) })).sort((a, b) => a.at - b.at);
   ends.forEach((end, i) => (end.at = Math.max(end.at, i ? ends[i - 1].at + LABEL : EDGE.top)));
   ends.reverse().forEach((end, i) => (end.at = Math.min(end.at, i ? ends[i - 1].at - LABEL : y(0))));
   for (const { alpha, style, betas, at } of ends) {
-    add(svg, "text", { class: `end line-${style}`, x: x(betas.length) + 9, y: at + 4 }, `α ${alpha}`);
+    const [from, to] = [x(betas.length) + 3, x(betas.length) + 12];
+    // Where several lines end as one, each name still leads to its own.
+    add(svg, "path", { class: `lead line-${style}`, d: `M${from} ${y(betas.at(-1))}L${to} ${at}` });
+    add(svg, "text", { class: `end line-${style}`, x: to + 3, y: at + 4 }, `α ${alpha}`);
   }
 }

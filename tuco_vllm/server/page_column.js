@@ -6,7 +6,7 @@ const END = {
   stopped: "stopped",
 };
 
-function note(alpha) {
+export function note(alpha) {
   if (alpha === 0) return "pre-trained layers";
   if (alpha === 1) return "the fine-tuned model";
   return alpha < 1 ? "less fine-tuning" : "more fine-tuning";
@@ -14,26 +14,29 @@ function note(alpha) {
 
 export const score = (value) => (value === undefined ? "–" : value.toFixed(3));
 
+const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+
 /** A token's text with what cannot be seen made visible. */
 export const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
 
 export class Column {
   /**
-   * `style` numbers the line in page.css. `on` has what the page does: select(column, position) with position
-   * null for the prompt, point(token element, words) and leave() for the tip, and scored(value).
+   * `style` numbers the line in page.css, `name` is the column's heading, `words` stand beside it. `on` has what
+   * the page does: select(column, position) with position null for the prompt, point(token element, words) and
+   * leave() for the tip, and scored(value).
    */
-  constructor(alpha, style, on) {
-    Object.assign(this, { alpha, style, on, tokens: [], spans: [], prompt: undefined, finish: undefined });
+  constructor({ alpha, style, name = `α = ${alpha}`, words = note(alpha) }, on) {
+    Object.assign(this, { alpha, style, name, on, tokens: [], spans: [], prompt: undefined, finish: undefined });
     this.element = document.getElementById("column").content.cloneNode(true).firstElementChild;
-    this.element.setAttribute("aria-label", `α = ${alpha}`);
+    this.element.setAttribute("aria-label", name);
     const find = (selector) => this.element.querySelector(selector);
     find(".swatch").classList.add(`line-${style}`);
-    find(".alpha").textContent = `α = ${alpha}`;
-    find("small").textContent = note(alpha);
+    find(".alpha").textContent = name;
+    find("small").textContent = words;
     this.button = find(".score");
     this.button.addEventListener("click", () => on.select(this, null));
     this.box = find(".tokens");
-    this.box.setAttribute("aria-label", `Tokens at α = ${alpha}`);
+    this.box.setAttribute("aria-label", `Tokens: ${name}`);
     this.box.addEventListener("keydown", (event) => this.#move(event));
     this.error = find(".error");
     this.foot = find(".foot");
@@ -73,7 +76,7 @@ export class Column {
   #setPrompt(value) {
     this.prompt = value;
     this.button.querySelector("b").textContent = score(value);
-    this.button.setAttribute("aria-label", `Prompt: TuCo ${score(value)} at α = ${this.alpha}`);
+    this.button.setAttribute("aria-label", `Prompt: TuCo ${score(value)}, ${this.name}`);
     this.button.querySelector(".bar").style.setProperty("--share", value);
   }
 
@@ -88,8 +91,14 @@ export class Column {
     span.setAttribute("role", "option");
     span.setAttribute("aria-selected", "false");
     span.tabIndex = position ? -1 : 0; // one tab stop a column; arrows do the rest
-    const words = `${visible(token.text || token.name || "no text")} · TuCo ${score(token.tuco)}`;
-    const tip = `${words} · token ${position + 1}`;
+    let words = `${visible(token.text || token.name || "no text")} · TuCo ${score(token.tuco)}`;
+    let tip = `${words} · token ${position + 1}`;
+    if (token.ft !== undefined && token.pt !== undefined) {
+      const delta = token.ft - token.pt;
+      span.style.setProperty("--delta", delta);
+      words += ` · Δ log p ${signed(delta)}`;
+      tip += ` · Δ log p ${signed(delta)}: ${signed(token.ft)} fine-tuned, ${signed(token.pt)} pre-trained`;
+    }
     span.setAttribute("aria-label", words);
     if (token.tuco !== undefined) {
       span.style.setProperty("--tuco", token.tuco);
@@ -151,6 +160,11 @@ export class Column {
     const mean = scored.reduce((sum, value) => sum + value, 0) / scored.length;
     const parts = [`${this.tokens.length} token${this.tokens.length === 1 ? "" : "s"}`];
     if (scored.length) parts.push(`mean TuCo ${score(mean)}`);
+    const both = this.tokens.filter(({ ft, pt }) => ft !== undefined && pt !== undefined);
+    if (both.length) {
+      const [ft, pt] = ["ft", "pt"].map((side) => both.reduce((sum, token) => sum + token[side], 0));
+      parts.push(`log p ${signed(ft)} fine-tuned, ${signed(pt)} pre-trained, Δ ${signed(ft - pt)}`);
+    }
     if (this.finish) parts.push(END[this.finish] ?? this.finish);
     this.foot.textContent = parts.join(" · ");
   }
