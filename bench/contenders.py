@@ -136,6 +136,8 @@ def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
             if isinstance(prompt, ScoredTokens):
                 rows = {ROWS: list(prompt.asked)}
                 ids, params = prompt.token_ids, PoolingParams(task=task, extra_kwargs=rows)
+                if prompt.asked.targets:
+                    engine.collective_rpc("load_heads")  # once; then it does nothing
             engine.add_request(str(index), {"prompt_token_ids": ids}, params)
         results: dict[str, Any] = {}
         while engine.has_unfinished_requests():

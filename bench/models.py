@@ -60,17 +60,34 @@ class Shape:
         ``again`` FT's other layers run on the rows a second time, in float32, whose products count as if
         they took no longer: they do.
         """
-        G, key_value = self.layer_flops(-1.0)  # (n + 1) / 2 tokens of attention are none
-        tokens, rows = prompt + response - 1, response
+        return self.pass_flops(prompt + response) / self.response_flops(prompt, response, again=again)
 
-        def attention(first: int, last: int) -> float:
-            return 4 * self.heads * self.head_dim * sum(range(first, last + 1))
+    def reward_bound(self, prompt: int, response: int, *, again: bool) -> float:
+        """The same with the response's log-probabilities: PT's own pass over T tokens, and two heads on n."""
+        heads = 2 * response * 2 * self.hidden * VOCAB_SIZE
+        ours = self.response_flops(prompt, response, again=again) + heads
+        return self.pass_flops(prompt + response) / (ours + self.pass_flops(prompt + response - 1))
 
-        of_rows = rows * (G - key_value) + attention(prompt, tokens)
-        stock = self.layers * ((prompt + response) * G + attention(1, prompt + response))
-        ours = (self.layers - 1) * (tokens * G + attention(1, tokens))
+    def output_co_bound(self, prompt: int) -> float:
+        """A score and OutputCo relative to a prefill: PT's own pass is another."""
+        return 1 / (1 / self.bound(prompt) + 1)
+
+    def pass_flops(self, tokens: int) -> float:
+        """FLOPs of one model's layers on a sequence."""
+        products, _ = self.layer_flops(-1.0)  # (n + 1) / 2 tokens of attention are none
+        return self.layers * (tokens * products + self._attention_flops(1, tokens))
+
+    def response_flops(self, prompt: int, response: int, *, again: bool) -> float:
+        """``ours`` of ``response_bound``."""
+        products, key_value = self.layer_flops(-1.0)
+        tokens = prompt + response - 1
+        of_rows = response * (products - key_value) + self._attention_flops(prompt, tokens)
+        ours = (self.layers - 1) * (tokens * products + self._attention_flops(1, tokens))
         ours += (self.layers + 1) * (tokens * key_value + of_rows)
-        return stock / (ours + again * (self.layers - 1) * of_rows)
+        return ours + again * (self.layers - 1) * of_rows
+
+    def _attention_flops(self, first: int, last: int) -> float:
+        return 4 * self.heads * self.head_dim * sum(range(first, last + 1))
 
 
 SHAPES = {
