@@ -1,4 +1,4 @@
-"""What do real answers score? Public chats with their answers, through ``tuco score`` with all that it can say.
+"""What do real answers score? Public chats with their answers, through ``tuco score`` with all it can say.
 
     python bench/real_responses.py --data DIR [--limit 1000]
 
@@ -9,6 +9,7 @@ and that is what a figure here is for: the scores of *given* texts, by position,
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=1000, help="rows of each set; default: %(default)s")
     options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     origin = provenance.provenance()
     with tempfile.TemporaryDirectory() as scratch:
         inputs, out = Path(scratch) / "inputs.jsonl", Path(scratch) / "scores"

@@ -158,7 +158,7 @@ class Shared:
             raise PromptError("token z is not the same to the pre-trained model")
 
 
-def test_more_scores_have_columns_of_their_own(scored, monkeypatch):
+def test_more_scores_have_columns_of_their_own(scored, monkeypatch, tmp_path):
     monkeypatch.setattr(LocalPipeline, "shared", Shared())
     rows = [{"prompt": "the fox", "response": " and"}, {"prompt": "a", "output_co": "mine"}]
     rows += [{"prompt": "z"}, {"prompt": "a", "response": "z"}]
@@ -178,6 +178,9 @@ def test_more_scores_have_columns_of_their_own(scored, monkeypatch):
         assert row["relative_reward"] is row["response_logps_ft"] is None
     assert alone["input_output_co"] == "mine"
     assert "not the same to the pre-trained model" in unknown["error"]
+    means = summarise(tmp_path / "out").means
+    assert means["relative_reward"] == answered["relative_reward"]
+    assert means["output_co"] == pytest.approx(sum(r["output_co"] for r in (answered, alone, foreign)) / 3)
 
 
 def test_a_reward_needs_responses(scored):

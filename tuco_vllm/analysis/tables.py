@@ -25,6 +25,8 @@ from tuco_vllm.records import STATE, SUCCESS
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _REASONS_SHOWN = 5
+_MEANS = {"output_co": "OutputCo", "relative_reward": "relative reward"}
+"""Columns of which the closing table has the mean, and their names there."""
 _TEXT_SHOWN = 150
 """Letters of a reason or an id: three lines of a table in 80 columns."""
 _STEPS = 1_000_000
@@ -46,16 +48,22 @@ class Summary:
     """Rows whose response was scored."""
     response_tuco: dict[str, float] = field(default_factory=dict)
     """As ``tuco``, of the responses' means."""
+    means: dict[str, float] = field(default_factory=dict)
+    """Of the columns in ``_MEANS`` that there are."""
 
 
 def summarise(directory: Path) -> Summary:
     """Read a run's parts, a batch at a time."""
     summary = Summary()
     prompts, responses = _Spread(), _Spread()
+    sums, counts = dict.fromkeys(_MEANS, 0.0), dict.fromkeys(_MEANS, 0)
     for path in _parts(directory):
         with pq.ParquetFile(path) as part:
-            means = ["response_tuco"] if "response_tuco" in _fixed(part.schema_arrow) else []
-            for batch in part.iter_batches(columns=["prompt_tokens", "tuco", "error", *means]):
+            fixed = _fixed(part.schema_arrow)
+            tucos, means = (
+                [name for name in names if name in fixed] for names in (["response_tuco"], _MEANS)
+            )
+            for batch in part.iter_batches(columns=["prompt_tokens", "tuco", "error", *tucos, *means]):
                 summary.rows += batch.num_rows
                 summary.prompt_tokens += pc.sum(batch["prompt_tokens"]).as_py() or 0
                 reasons = batch["error"].drop_null()
@@ -63,10 +71,14 @@ def summarise(directory: Path) -> Summary:
                 for reason in pc.value_counts(pc.replace_substring_regex(reasons, r"\d+", "N")).to_pylist():
                     summary.reasons[reason["values"]] += reason["counts"]
                 prompts.add(batch["tuco"])
-                for name in means:
+                for name in tucos:
                     responses.add(batch[name])
+                for name in means:
+                    sums[name] += pc.sum(batch[name]).as_py() or 0.0
+                    counts[name] += len(batch[name]) - batch[name].null_count
     summary.tuco, summary.response_tuco = prompts.quantiles(), responses.quantiles()
     summary.responses = int(responses.histogram.sum())
+    summary.means = {name: sums[name] / count for name, count in counts.items() if count}
     return summary
 
 
@@ -124,6 +136,8 @@ def print_summary(directory: Path, console: Console | None = None) -> Summary:
         table.add_row("responses", f"{summary.responses:,}")
     for name, value in summary.response_tuco.items():
         table.add_row(f"response TuCo {name}", f"{value:.4f}")
+    for name, value in summary.means.items():
+        table.add_row(f"{_MEANS[name]}, mean", f"{value:.4f}")
     console.print(table)
     engine = _field(run, "engine")
     dtypes = str(engine.get("dtype")), str(engine.get("row_dtype", engine.get("dtype")))
