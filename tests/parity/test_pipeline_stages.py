@@ -4,7 +4,7 @@ from contextlib import closing
 
 import tiny_models
 from cells import Cell
-from scored import ScoringEngine, assert_responses_are_true
+from scored import ScoringEngine, assert_own_streams_are_true, assert_responses_are_true
 
 
 def test_two_stages_are_the_oracles(pair_dirs) -> None:
@@ -17,3 +17,4 @@ def test_two_stages_are_the_oracles(pair_dirs) -> None:
         engine.check(prompts)
         engine.check(prompts)
         assert_responses_are_true(engine.scorer.stream, pair, "float32")
+        assert_own_streams_are_true(engine.scorer.stream, pair, "float32")
