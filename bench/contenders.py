@@ -245,7 +245,8 @@ def _take_turns(pipe: Connection, name: str, spec: Spec) -> None:
         result = run(prompts)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         foreign = max(0.0, _machine_cpu() - machine - cpu)
-        norms = torch.stack(result).double().tolist() if name in SCORES else None
+        scores = name in SCORES and not any(isinstance(prompt, ScoredTokens) for prompt in prompts)
+        norms = torch.stack(result).double().tolist() if scores else None
         pipe.send(Turn(wall, cpu, foreign, _faults() - faults, norms))
 
 

@@ -127,6 +127,8 @@ class TucoLLM:
         """
         more = MoreScores(trace, output_co, relative_reward)
         encoded = self._encode_with(prompts, responses, rewarded=relative_reward)
+        if relative_reward and not any(answer for _, answer in encoded):
+            raise InputError("relative_reward is of responses, and no prompt has one: leave it out")
         inputs = [engine_inputs(prompt, answer, more) for prompt, answer in encoded]
         items = ((place, tokens) for place, several in enumerate(inputs) for tokens in several)
         answers: list[list[Any]] = [[] for _ in encoded]

@@ -217,6 +217,25 @@ def test_a_bad_response_is_refused(ask, scorer, fields, param, message):
     assert not scorer.seen
 
 
+def test_streams_of_pt_are_asked_for_and_join_in_one_entry(ask, scorer):
+    body = {"input": [[5, 6, 7], [5]], "response": [[3, 4], None], "output_co": True, "relative_reward": True}
+    first, second = ask(body).json()["data"]
+    assert first["output_co"] == second["output_co"] == pytest.approx(2 / 3)  # |3 - 1| against |1|
+    assert (first["response"]["logps_ft"], first["response"]["logps_pt"]) == ([-4, -5], [-3, -4])
+    assert "response" not in second
+    assert sorted(scorer.seen) == [[5], [5], [5, 6, 7], [5, 6, 7, 3], [5, 6, 7, 3]]
+    assert len(set(scorer.ids)) == 5
+    plain = ask({"input": [5, 6, 7], "response": [3, 4]}).json()["data"][0]
+    assert not {"output_co"} & set(plain)
+    assert not {"logps_ft", "logps_pt"} & set(plain["response"])
+
+
+def test_a_reward_needs_a_response(ask, scorer):
+    answer = ask({"input": ["a", "b"], "relative_reward": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "relative_reward")
+    assert not scorer.seen
+
+
 def test_an_input_whose_norms_overflowed_costs_itself_only(ask):
     broken, fine = ask({"input": [[7, 6], [5, 6]]}).json()["data"]
     assert (

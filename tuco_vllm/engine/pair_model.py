@@ -81,6 +81,7 @@ class TucoForCausalLM(nn.Module):
         self.model: Any
         self.pair, self.dtype, self.wide = pair, vllm_config.model_config.dtype, False
         self._pt_layers: OwnStream | None = None
+        self._has_heads = False
         if self.scores_prompts:
             self.wide = rows_are_wide(vllm_config, FAMILIES[pair.ft.architecture])
             vllm_config.additional_config["tuco_wide_rows"] = self.wide
@@ -207,17 +208,18 @@ class TucoForCausalLM(nn.Module):
         if before is not None:
             x_TH = before["stream"]
         else:
-            x_TH = first_stream(self.pt if reads.stream == PT_STREAM else self.ft, ids, None)
+            whole_pt = reads.stream == PT_STREAM and self._has_heads
+            x_TH = first_stream(self.pt if whole_pt else self.ft, ids, None)
         if not self.model.is_last_stage:
             return self._pt_layers(x_TH, positions, None)
         states_RH = self._pt_layers(x_TH, positions, self.rows.on_device(reads.rows_R))
         return RowValues(None, states_RH, self._log_probs(reads.stream, states_RH, reads.targets_R))
 
     def _log_probs(self, stream: str, states_RH: Tensor, targets_R: Any) -> Tensor:
-        """``[R]``: of each row with a target its log-probability, else 0."""
-        logps_R = states_RH.new_zeros(len(states_RH))
+        """``[R]``: of each row with a target its log-probability, NaN without ``load_heads``; else 0."""
+        logps_R = states_RH.new_full((len(states_RH),), 0.0 if self._has_heads else torch.nan)
         wanted = np.flatnonzero(targets_R >= 0)
-        if len(wanted):
+        if len(wanted) and self._has_heads:
             model, rows = (self.ft if stream == FT_STREAM else self.pt), self.rows.on_device(wanted)
             targets = self.rows.on_device(targets_R[wanted])
             logps_R[rows] = log_probs(model, decoder_of(model).norm, states_RH[rows], targets)
@@ -228,6 +230,7 @@ class TucoForCausalLM(nn.Module):
         if self.scores_prompts:
             self.model.ft_aside.restore(self.pair.ft.directory)
         self.model.pt_aside.restore(self.pair.pt.directory)
+        self._has_heads = True
 
     @property
     def ft(self) -> Any:

@@ -16,7 +16,7 @@ from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
 from tuco_vllm.engine.pair_config import rows_are_wide
 from tuco_vllm.engine.row_pieces import row_scores
 from tuco_vllm.engine.start_stages import explain
-from tuco_vllm.errors import EngineError
+from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.families import FAMILIES
 from tuco_vllm.score_requests import EngineInput, RowScores, ScoredTokens
 from tuco_vllm.steering import ROWS
@@ -155,14 +155,15 @@ class Scorer:
 
 
 def load_heads(rpc: Callable[[str], Any]) -> None:
-    """Have an engine's workers load what the relative reward needs. Raises EngineError."""
+    """Have an engine's workers load what the relative reward needs; InputError where that is not to be had,
+    for the engine lives."""
     try:
         rpc("load_heads")
     except EngineDeadError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise EngineError(
+        raise InputError(
             f"what the relative reward needs of both models could not be loaded: {reason[:500]}"
         ) from error
 

@@ -72,6 +72,8 @@ class ScoreService:
         while len(encoded) < len(asked.inputs):
             encoded += await in_thread(self._encode_some, asked, len(encoded))
         name = f"tuco-{headers.get('x-request-id') or uuid.uuid4().hex}"
+        if asked.more.relative_reward and not any(each.response for each in encoded):
+            raise RequestError("relative_reward is of responses, and no input has one", "relative_reward")
         inputs = [tokens for each in encoded for tokens in each.inputs]
         results = await self._score(inputs, name, asked.priority, headers)
         metrics.SCORED.labels(self.models[0]).inc()
