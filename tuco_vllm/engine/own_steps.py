@@ -5,7 +5,6 @@ OutputCo and the relative reward need PT's layers on PT's own stream, as request
 turn a stream is scheduled as vLLM would without the others; blocks of the cache are all streams'.
 """
 
-from itertools import chain
 from typing import Any
 
 from tuco_vllm.steering import FT_STREAM, STREAMS
@@ -33,12 +32,13 @@ class TakesTurns:
         stock: Any = super()
         if self._others:
             self._others &= self.requests.keys()
-        waiting = {request.tuco_stream for request in self.waiting} if self._others else set()
-        able = waiting | {request.tuco_stream for request in self.running if _has_work(request)}
-        if not self._others or len(able | {request.tuco_stream for request in self.running}) < 2:
+        if not self._others:
             return stock.schedule(*args, **kwargs)
+        able = {request.tuco_stream for request in self.running if _has_work(request)}
+        if len(self.running) < self.max_num_active_reqs:
+            able |= {request.tuco_stream for request in self.waiting}
         after = STREAMS.index(self._turn) + 1
-        in_turn = chain(STREAMS[after:], STREAMS[:after])
+        in_turn = [*STREAMS[after:], *STREAMS[:after]]
         self._turn = next((stream for stream in in_turn if stream in able), self._turn)
         return self._schedule_one(self._turn, *args, **kwargs)
 
