@@ -63,6 +63,17 @@ class ScoresAreTrue:
     def test_responses_and_traces(self, engine: ScoringEngine) -> None:
         assert_responses_are_true(engine.scorer.stream, engine.pair, engine.dtype)
 
+    def test_answers_share_their_prompt(self, engine: ScoringEngine) -> None:
+        """All blocks before the first row that is read come from the cache, for all answers but the first."""
+        prompt, other = tiny_models.prompts(2, seed=31, longest=150)[1], tiny_models.prompts(9, seed=32)
+        asked = [read(prompt, answer[:40]) for answer in other if answer]
+        hits = counter(engine.scorer.engine, "prefix_cache_hits")
+        found = [scores for _, scores in engine.scorer.stream(enumerate(asked))]
+        shared = counter(engine.scorer.engine, "prefix_cache_hits") - hits
+        block = engine.scorer.engine.vllm_config.cache_config.block_size
+        assert shared == (len(asked) - 1) * ((len(prompt) - 1) // block * block) > 0
+        assert_rows_close(found, asked, engine.pair, engine.dtype)
+
     def test_streams_of_pt(self, engine: ScoringEngine) -> None:
         assert_own_streams_are_true(engine.scorer.stream, engine.pair, engine.dtype)
 
