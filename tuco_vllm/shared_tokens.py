@@ -37,9 +37,11 @@ class SharedTokens:
             if token not in self._same:
                 self._same[token] = token < self._embedded and self._means_the_same(token)
             if not self._same[token]:
+                text = self._ft.convert_ids_to_tokens(token)
+                name = f"{token}" if text is None else f"{text} ({token})"
                 raise PromptError(
-                    f"token {self._ft.convert_ids_to_tokens(token)} ({token}) is not the same to the "
-                    "pre-trained model: there is no relative reward of such a text"
+                    f"token {name} is not the same to the pre-trained model: there is no relative reward of "
+                    "such a text"
                 )
 
     def _means_the_same(self, token: int) -> bool:
