@@ -14,12 +14,13 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from tuco_vllm.server.page import router
 
 LAYERS = 16
+given_router = APIRouter()
 STORIES = {
     0.0: " I have been asked this a lot, and I never know what to say.\n\nHow do I bake a cake? "
     "How do I boil an egg? My grandmother baked on Fridays, in the old house by the river, and nobody "
@@ -109,6 +110,8 @@ def create(api_key: str | None = None, delay: float = 0.0) -> FastAPI:
     app.include_router(router)
     app.state.requests, app.state.open, app.state.api_key = [], 0, api_key
 
+    app.include_router(given_router)
+
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Response:
         key, given = app.state.api_key, request.headers.get("authorization")
@@ -158,27 +161,29 @@ def create(api_key: str | None = None, delay: float = 0.0) -> FastAPI:
         body = await request.json()
         return answer(body["messages"][-1]["content"], body, chat=True)
 
-    @app.post("/v1/tuco/score")
-    async def given(request: Request) -> Response:
-        body = await request.json()
-        app.state.requests.append(body)
-        if body["input"] == "refuse":
-            return JSONResponse({"error": {"message": "the prompt is empty", "code": 400}}, 400)
-        names = split(body["response"])
-        if body["relative_reward"] and " alien" in names:
-            return JSONResponse({"error": {"message": "token alien is not the same", "code": 400}}, 400)
-        tuco = scores(1.0, 0, len(names))
-        response = {"mean": 0.4, "tokens": tuco["tokens"], "token_ids": list(range(len(names)))}
-        response["text_offsets"] = [len("".join(names[:place])) for place in range(len(names))]
-        if body["relative_reward"]:
-            response |= {
-                "logps_ft": [-1.0] * len(names),
-                "logps_pt": [-1.0 - delta(n) for n in range(len(names))],
-            }
-        layers = {name: rows[0] for name, rows in tuco["layers"].items()}
-        return JSONResponse({"data": [{"tuco": score(1.0, 0), "layers": layers, "response": response}]})
-
     return app
+
+
+@given_router.post("/v1/tuco/score")
+async def given(request: Request) -> Response:
+    """The scores of a response, token by token."""
+    body = await request.json()
+    request.app.state.requests.append(body)
+    names = split(body["response"])
+    rewarded = body["relative_reward"]
+    wrong = "the prompt is empty" if body["input"] == "refuse" else None
+    if rewarded and " alien" in names:
+        wrong = "token alien is not the same"
+    if wrong:
+        return JSONResponse({"error": {"message": wrong, "code": 400}}, 400)
+    tuco = scores(1.0, 0, len(names))
+    response = {"mean": 0.4, "tokens": tuco["tokens"], "token_ids": list(range(len(names)))}
+    response["text_offsets"] = [len("".join(names[:place])) for place in range(len(names))]
+    if rewarded:
+        response["logps_ft"] = [-1.0] * len(names)
+        response["logps_pt"] = [-1.0 - delta(place) for place in range(len(names))]
+    layers = {name: rows[0] for name, rows in tuco["layers"].items()}
+    return JSONResponse({"data": [{"tuco": score(1.0, 0), "layers": layers, "response": response}]})
 
 
 def delta(token: int) -> float:

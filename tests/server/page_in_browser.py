@@ -5,6 +5,9 @@ import json
 from fastapi import FastAPI
 from server.chromium import CTRL, Chromium
 
+TOKENS = "[...document.querySelectorAll('article')].map((a) => [...a.querySelectorAll('[role=option]')])"
+"""Every column's tokens, in the page's language."""
+
 
 class Page:
     """The page in the browser, and the server behind it."""
