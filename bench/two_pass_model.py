@@ -18,7 +18,7 @@ from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaModel
 from vllm.model_executor.models.utils import AutoWeightsLoader
 
 from tuco_vllm.engine.compat import VllmConfig, get_config, get_forward_context, support_torch_compile
-from tuco_vllm.engine.pair_model import ContributionPooler
+from tuco_vllm.engine.pooler import ContributionPooler
 from tuco_vllm.engine.weights import PT_PREFIX, pt_source
 
 ARCHITECTURE = "TwoPassForCausalLM"

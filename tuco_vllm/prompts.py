@@ -75,9 +75,9 @@ class PromptEncoder:
             of chats and token ids a leading BOS is kept. truncate-right cuts a chat's generation prompt too,
             so for chats truncate-left is the one to take.
         max_model_len: the limit in tokens; None sets none (before an engine has said what it holds).
+        mend: what to do about a prompt over the limit, in the words of whoever asks.
 
     ``shared``, if set, is what PT's tokenizer has in common with FT's (for ``encode_with_response``).
-        mend: what to do about a prompt over the limit, in the words of whoever asks.
 
     Raises InputError for a template that is missing, unreadable or not Jinja.
     """

@@ -15,6 +15,9 @@ from tuco_vllm.prompt_checks import PromptError, check_text, ends_with_assistant
 from tuco_vllm.prompts import EncodedPrompt, PromptEncoder, WrittenPrompt
 from tuco_vllm.records import PromptInput, ResponseInput
 
+_LONGEST_CHARACTER = 4
+"""Tokens: of a byte each."""
+
 _LONG_PROMPT = 1 << 20
 """Characters. A prompt that is cut to fit, and longer than this, is not tokenised a second time, with its
 response: that one is tokenised alone."""
@@ -57,7 +60,9 @@ def text_offsets(tokenizer: Any, token_ids: list[int], text: str | None) -> list
     for place in range(len(token_ids)):
         offsets.append(length)
         known, more = (tokenizer.decode(token_ids[prefix:end]) for end in (read, place + 1))
-        if len(more) > len(known) and not more.endswith("\ufffd"):
+        # Longer than any character, it is one that was never whole: not waited for.
+        whole = not more.endswith("\ufffd") or place + 1 - read >= _LONGEST_CHARACTER
+        if len(more) > len(known) and whole:
             length += len(more) - len(known)
             prefix, read = read, place + 1
     if text is None:

@@ -24,7 +24,7 @@ class SharedTokens:
     def __init__(
         self, pair: ModelPair, ft_tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False
     ) -> None:
-        self._embedded: int = text_of(pair.pt.config)["vocab_size"]
+        self._embedded: int | None = text_of(pair.pt.config).get("vocab_size")
         self._ft: Any = ft_tokenizer
         self._of_pt = partial(_tokenizer_of, pair, trust_remote_code)
         self._pt: Any = None
@@ -32,10 +32,12 @@ class SharedTokens:
 
     def expect(self, prompt: list[int], response: list[int]) -> None:
         """PromptError for a token of theirs that PT does not know, or knows as another."""
-        self._pt = self._pt or self._of_pt() or self._ft
+        if self._pt is None:
+            self._pt = self._of_pt() or self._ft
+            self._embedded = self._embedded or len(self._pt)
         for token in {*prompt, *response}:
             if token not in self._same:
-                self._same[token] = token < self._embedded and self._means_the_same(token)
+                self._same[token] = token < (self._embedded or 0) and self._means_the_same(token)
             if not self._same[token]:
                 text = self._ft.convert_ids_to_tokens(token)
                 name = f"{token}" if text is None else f"{text} ({token})"
@@ -52,8 +54,7 @@ class SharedTokens:
 def _tokenizer_of(pair: ModelPair, trust_remote_code: bool) -> Any:
     from tuco_vllm.prompts import load_tokenizer
 
-    if not any(
-        (pair.pt.directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-    ):
+    files = ("tokenizer*", "vocab.*", "*.tiktoken", "tekken.json")
+    if not any(path for pattern in files for path in pair.pt.directory.glob(pattern)):
         return None
     return load_tokenizer(pair.pt.directory, trust_remote_code=trust_remote_code)

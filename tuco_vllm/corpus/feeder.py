@@ -4,9 +4,10 @@ Several callers wait in ``score`` while one thread owns the engine: the next chu
 before the last of this one's are done, so it never runs dry between chunks.
 
 When the engine dies, the prompts that it was running are suspects: it takes them in order, so they are the
-oldest that it had. A new engine runs the suspects one at a time: the one that kills this engine too has
-killed two, and is set aside with its error; all others are scored. A death while nothing was at fault (out
-of memory, a kill by hand) costs the time of this and nothing else.
+oldest that it had (where PT runs on streams of its own as well, of each: then it may take some deaths more).
+A new engine runs the suspects one at a time: the one that kills this engine too has killed two, and is set
+aside with its error; all others are scored. A death while nothing was at fault (out of memory, a kill by
+hand) costs the time of this and nothing else.
 
 When the process around all this dies, whoever tries its prompts again can ask for the same care: ``alone``.
 """

@@ -277,9 +277,10 @@ def _metadata(
 
 
 def _details(job: ScoreJob, pair: ModelPair, facts: EngineFacts) -> dict[str, Any]:
+    settings = {name: value for name, value in asdict(job).items() if name not in ("out", "command", "more")}
     return {
         "command": shlex.join(job.command),
-        "settings": {name: value for name, value in asdict(job).items() if name not in ("out", "command")},
+        "settings": settings | job.more._asdict(),
         "models": {
             role: {"name": checkpoint.name, "fingerprint": checkpoint.fingerprint}
             for role, checkpoint in (("pt", pair.pt), ("ft", pair.ft))

@@ -24,7 +24,7 @@ _ATTRIBUTES = {"prompt_tokens": "num_prompt_tokens"}
 """A column whose name is another than its field's of a TucoScore."""
 
 NOT_FINITE = (
-    "its norms are not finite: a model overflowed (score in a --dtype of a larger range) or has such weights"
+    "its numbers are not finite: a model overflowed (score in a --dtype of larger range) or has such weights"
 )
 
 

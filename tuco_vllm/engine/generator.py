@@ -14,7 +14,7 @@ from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
 from tuco_vllm.engine.row_pieces import received, score_wish
 from tuco_vllm.engine.score_feed import tuco_of_rows
-from tuco_vllm.engine.scorer import load_heads
+from tuco_vllm.engine.scorer import deaths, expect_heads
 from tuco_vllm.errors import EngineError
 from tuco_vllm.score_requests import EngineInput, ScoredTokens
 from tuco_vllm.steering import Steering
@@ -75,7 +75,8 @@ class Generator:
         while batch := list(islice(source, _STREAM_BATCH)):
             wishes, ids = zip(*(score_wish(asked) for _, asked in batch), strict=True)
             if not self._has_heads and any(wish.rows and wish.rows.targets for wish in wishes):
-                load_heads(self.llm.collective_rpc)
+                with deaths():
+                    expect_heads(self.llm.collective_rpc("load_heads"))
                 self._has_heads = True
             outputs = self.generate(ids, [params] * len(ids), wishes, progress=False)
             for (key, asked), output in zip(batch, outputs, strict=True):

@@ -10,6 +10,7 @@ applied in float32 to the stream as it was added up, head weights as they are he
 Shape suffixes: R rows, H hidden size, V vocabulary.
 """
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,9 +24,10 @@ from tuco_kernels import add_rms_norm, row_linear
 from tuco_vllm.config import weight_files
 from tuco_vllm.engine.compat import GemmaRMSNorm, PPMissingLayer, RMSNorm, UnquantizedEmbeddingMethod
 from tuco_vllm.engine.weights import text_name
+from tuco_vllm.engine.wide_rows import twin
 
 _BLOCK = 1 << 24
-"""Logits that are held at a time: 64 MiB."""
+"""Logits that are computed at a time: 64 MiB, and on a GPU three times that as products (``row_linear``)."""
 
 _OUTSIDE = re.compile(r"^(?:model\.)?(embed_tokens|norm|lm_head)\.(weight|bias)$")
 """Tensors of a checkpoint (``weights.text_name``) that are in no layer."""
@@ -64,9 +66,9 @@ class PutAside:
 
         ValueError for a checkpoint that does not have them all; then they are still aside.
         """
-        for tensor, shape in self._shapes.items():
-            tensor.data = tensor.data.new_full(shape, torch.nan)
         try:
+            for tensor, shape in self._shapes.items():
+                tensor.data = tensor.data.new_full(shape, torch.nan)
             self._fill(directory)
         except Exception:
             for tensor in self._shapes:
@@ -74,8 +76,6 @@ class PutAside:
             raise
         for name, module in self._modules.items():
             setattr(*self._place(self._paths[name]), module)
-        if self._modules and not isinstance(head_of(self._model), PPMissingLayer):
-            head_of(self._model).quant_method = _Float32Head()
         self._modules, self._shapes = {}, {}
 
     def _place(self, path: str) -> tuple[nn.Module, str]:
@@ -93,23 +93,22 @@ class PutAside:
                 raise ValueError(f"{directory} has no {name}, or one that is not finite")
 
 
-def log_probs(model: Any, norm: Any, states_RH: Tensor, targets_R: Tensor) -> Tensor:
-    """``[R]`` float32: the log-probability of each row's target, of the stream behind the last layer.
+def log_probs(model: Any, norm: Any, states_RH: Tensor, rows_N: Tensor, targets_N: Tensor) -> Tensor:
+    """``[N]`` float32: log-probabilities of targets at rows of the stream behind the last layer.
 
     ``norm`` is the model's last. Every rank of tensor parallelism must call it; on those that get no logits
     it is 0.
     """
-    normed_RH = _normed(norm, states_RH)
-    if not isinstance(head_of(model).quant_method, _Float32Head):
-        normed_RH = normed_RH.to(norm.weight.dtype)
+    # A head of the same weights; by its own, an engine that generates would multiply in 16 bits.
+    head, processor = twin(head_of(model)), copy.copy(model.logits_processor)
+    head.quant_method, processor.head_dtype = _Float32Head(), None
     logps = []
-    block = max(_BLOCK // head_of(model).num_embeddings, 1)
-    for rows_BH, targets_B in zip(normed_RH.split(block), targets_R.split(block), strict=True):
-        logits_BV = model.compute_logits(rows_BH)
+    block = max(_BLOCK // head.num_embeddings, 1)
+    for rows_B, targets_B in zip(rows_N.split(block), targets_N.split(block), strict=True):
+        logits_BV = processor(head, _normed(norm, states_RH[rows_B]), getattr(head, "bias", None))
         if logits_BV is None:
-            logps.append(torch.zeros(len(rows_BH), device=rows_BH.device))
+            logps.append(states_RH.new_zeros(len(rows_B)))
             continue
-        logits_BV = logits_BV.float()
         own_B = logits_BV.gather(1, targets_B[:, None])[:, 0]
         logps.append(own_B - logits_BV.logsumexp(dim=1))
     return torch.cat(logps)
@@ -129,7 +128,7 @@ def _normed(norm: Any, states_RH: Tensor) -> Tensor:
 
 
 class _Float32Head(UnquantizedEmbeddingMethod):
-    """A head's product in float32; as an embedding it is stock."""
+    """A head's product in float32, with the weights as they were loaded."""
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return row_linear(x.float(), layer.weight, bias)

@@ -37,6 +37,8 @@ class TakesTurns:
         able = {request.tuco_stream for request in self.running if _has_work(request)}
         if len(self.running) < self.max_num_active_reqs:
             able |= {request.tuco_stream for request in self.waiting}
+        if self.kv_holding_waiting:  # texts whose input streams
+            able.add(FT_STREAM)
         after = STREAMS.index(self._turn) + 1
         in_turn = [*STREAMS[after:], *STREAMS[:after]]
         self._turn = next((stream for stream in in_turn if stream in able), self._turn)
@@ -53,7 +55,7 @@ class TakesTurns:
         most, holding = self.max_num_active_reqs, self.kv_holding_waiting
         self.max_num_active_reqs = most - len(running)
         if stream != FT_STREAM:
-            self.kv_holding_waiting = type(holding)()  # texts whose input streams
+            self.kv_holding_waiting = type(holding)()
         try:
             return stock.schedule(*args, **kwargs)
         finally:

@@ -175,7 +175,7 @@ class TucoForCausalLM(nn.Module):
         context = get_forward_context()
         if step.reads is not None:
             values = self._own_stream(step.reads, input_ids, positions, None)
-            none = positions.new_full((len(step.readings), self.num_numbers), torch.nan, dtype=torch.float32)
+            none = positions.new_full((step.num_logits, self.num_numbers), torch.nan, dtype=torch.float32)
             self._scores = with_rows(none, values, step.readings)
             return positions.new_zeros(len(positions), self.model.hidden_size, dtype=self.dtype)
         if step.plan is None:
@@ -222,7 +222,7 @@ class TucoForCausalLM(nn.Module):
         if len(wanted) and self._has_heads:
             model, rows = (self.ft if stream == FT_STREAM else self.pt), self.rows.on_device(wanted)
             targets = self.rows.on_device(targets_R[wanted])
-            logps_R[rows] = log_probs(model, decoder_of(model).norm, states_RH[rows], targets)
+            logps_R[rows] = log_probs(model, decoder_of(model).norm, states_RH, rows, targets)
         return logps_R
 
     def load_heads(self) -> None:

@@ -39,6 +39,7 @@ class ContributionPooler(Pooler):
             return list(norms_RLN[: len(asked)])
         stops = np.cumsum(counts)
         values, states = self.values._replace(norms_RLN=norms_RLN), pooling_metadata.pooling_states
+        self.values = RowValues()  # not held through the next step
         pooled = []
         for wish, count, stop, state, end in zip(asked, counts, stops, states, ends, strict=True):
             if wish is None:

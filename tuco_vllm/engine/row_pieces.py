@@ -52,17 +52,15 @@ class RowPieces:
         columns = [] if norms_RLN is None else [_tucos(norms_RLN)]
         if asked.targets and values.logps_R is not None:
             columns.append(values.logps_R.clone())
-        count = next(len(each) for each in values if each is not None)
-        start = end - count
+        some = next(each for each in values if each is not None)
+        start = end - len(some)
         # Behind it lies what a preemption took back.
         self._columns = {place: column for place, column in self._columns.items() if place < start}
-        self._columns[start] = torch.stack(columns) if columns else torch.empty(0, count)
+        self._columns[start] = torch.stack(columns) if columns else some.new_empty(0, len(some))
         if start <= asked.last < end:
             row = asked.last - start
-            self._of_last = torch.cat(
-                [each[row].flatten() for each in (norms_RLN, states_RH) if each is not None]
-                or [torch.empty(0)]
-            )
+            of_last = [each[row].flatten() for each in (norms_RLN, states_RH) if each is not None]
+            self._of_last = torch.cat([some.new_empty(0), *of_last])
 
     def whole(self, end: int, asked: Asked) -> Tensor:
         """All of it in a row. Empty if of the rows from the first one asked for to ``end`` any is missing."""
@@ -131,9 +129,12 @@ def readings_of_step(
     for place, request in enumerate(requests_M.tolist()):
         wish, (pieces, length) = asked[request], prompts[request]
         if wish is not None and pieces is not None:
-            rows = slice(*starts[place : place + 2].tolist())
-            last = int(logits[request]) if ends[request] == length else None
-            readings.append(Reading(pieces, rows, int(ends[request]), wish, last))
+            # Under speculation vLLM may let a prompt of one token that is left have drafts behind it.
+            drafts = max(int(ends[request]) - length, 0)
+            first, stop = starts[place : place + 2].tolist()
+            end = int(ends[request]) - drafts
+            last = int(logits[request]) if end == length else None
+            readings.append(Reading(pieces, slice(first, stop - drafts), end, wish, last))
     return readings
 
 

@@ -1,7 +1,7 @@
 """Token ids in, norms out: the vLLM engine of a pair, kept saturated while it is read lazily."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -113,20 +113,20 @@ class Scorer:
             if asked.asked.targets:
                 self._load_heads()
             self._asked[request] = asked
-        with _deaths():
+        with deaths():
             self.engine.add_request(request, tokens_input(token_ids), params)
         return request
 
     def _load_heads(self) -> None:
         if not self._has_heads:
-            with _deaths():
-                load_heads(self.engine.collective_rpc)
+            with deaths():
+                expect_heads(self.engine.collective_rpc("load_heads"))
             self._has_heads = True
 
     def step(self) -> list[tuple[str, Any]]:
         """Let the engine work. Returns finished requests' names, and what ``stream`` says of each; raises
         EngineError."""
-        with _deaths():
+        with deaths():
             outputs: list[Any] = self.engine.step()
         return [
             (output.request_id, self._of(output.request_id, output.outputs.data))
@@ -154,22 +154,16 @@ class Scorer:
             engine.engine_core.shutdown()
 
 
-def load_heads(rpc: Callable[[str], Any]) -> None:
-    """Have an engine's workers load what the relative reward needs; InputError where that is not to be had,
-    for the engine lives."""
-    try:
-        rpc("load_heads")
-    except EngineDeadError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"what the relative reward needs of both models could not be loaded: {reason[:500]}"
-        ) from error
+def expect_heads(answers: Sequence[str | None]) -> None:
+    """What an engine's workers answer to "load_heads"; InputError where one of them could not, for the engine
+    lives."""
+    for wrong in filter(None, answers):
+        raise InputError(f"what the relative reward needs of both models cannot be loaded: {wrong[:500]}")
 
 
 @contextmanager
-def _deaths() -> Iterator[None]:
+def deaths() -> Iterator[None]:
+    """A dead engine, in words."""
     try:
         yield
     except EngineDeadError as error:

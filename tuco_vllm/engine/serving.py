@@ -25,6 +25,7 @@ from tuco_vllm.engine.parent_watch import own_engines
 from tuco_vllm.engine.plugin import let_vllm_load_us
 from tuco_vllm.engine.row_pieces import received, score_wish
 from tuco_vllm.engine.score_feed import feed_scores
+from tuco_vllm.engine.scorer import expect_heads
 from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.score_requests import EngineInput
 
@@ -39,7 +40,7 @@ class ServedEngine:
         self._engine = engine
         self.max_model_len: int = engine.model_config.max_model_len
         self._num_layers: int = engine.model_config.hf_text_config.num_hidden_layers
-        self._heads: asyncio.Task[None] | None = None
+        self._loading, self._has_heads = asyncio.Lock(), False
         feed_scores(engine.output_processor)
 
     def let_finish(self, finish: Callable[[float], object]) -> None:
@@ -84,14 +85,11 @@ class ServedEngine:
         return received(rows, asked, self._num_layers)
 
     async def _load_heads(self) -> None:
-        """What the relative reward needs, once; what waits for it is not cancelled with a request."""
-        if self._heads is None or (self._heads.done() and self._heads.exception()):
-            self._heads = asyncio.create_task(self._engine.collective_rpc("load_heads"))
-        try:
-            await asyncio.shield(self._heads)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:500]
-            raise EngineError(f"what the relative reward needs could not be loaded: {reason}") from error
+        """What the relative reward needs, once. InputError where it cannot be loaded."""
+        async with self._loading:
+            if not self._has_heads:
+                expect_heads(await self._engine.collective_rpc("load_heads"))
+                self._has_heads = True
 
 
 def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> Namespace:

@@ -49,6 +49,8 @@ class Step(NamedTuple):
     """What the step brings those who ask for rows of their prompts."""
     reads: StepReads | None = None
     """Of a step on a stream of PT's own; None of all others."""
+    num_logits: int = 0
+    """Rows of logits in such a step."""
 
 
 class SteeringRows:
@@ -86,7 +88,8 @@ class SteeringRows:
             assert plan is not None  # rows need PT
             requests, starts = plan.requests_M, plan.scored_starts
         ends = computed + scheduled
-        self.step = Step(plan, readings_of_step(requests, starts, asked, prompts, ends, num_logits), reads)
+        readings = readings_of_step(requests, starts, asked, prompts, ends, num_logits)
+        self.step = Step(plan, readings, reads, int(num_logits.sum()))
 
     def select(self, batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor] | None:
         """The batch of PT's rows (``rows.Selection``): M requests, their contexts and blocks, S queries."""

@@ -22,6 +22,13 @@ class PairWorker(PlatformWorker):
             ours = _RUNNERS[self.model_config.runner_type]
             self.model_runner.__class__ = type(f"Pair{stock.__name__}", (ours, stock), {})
 
-    def load_heads(self) -> None:
-        """What the relative reward needs of both models; asked for by name, from the engine's front."""
-        self.get_model().load_heads()
+    def load_heads(self) -> str | None:
+        """What the relative reward needs of both models; asked for by name, from the engine's front.
+
+        Returns what went wrong, and raises nothing: vLLM would leave the other ranks' answers unread.
+        """
+        try:
+            self.get_model().load_heads()
+        except Exception as error:
+            return " ".join(f"{type(error).__name__}: {error}".split())
+        return None

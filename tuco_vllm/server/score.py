@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from tuco_vllm.errors import InputError
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder
 from tuco_vllm.records import LAYERS, TucoScore
@@ -90,6 +91,8 @@ class ScoreService:
                 work = self._scorer.score(tokens, f"{name}-{place}", priority, headers)
                 tasks.append(asyncio.create_task(work))
             return await asyncio.gather(*tasks)
+        except InputError as error:  # what a reward needs, and the engine cannot load
+            raise RequestError(str(error), "relative_reward") from error
         finally:
             for task in tasks:
                 task.cancel()
@@ -105,6 +108,8 @@ class ScoreService:
                 )
             except PromptError as error:
                 raise RequestError(f"{asked.place(place)}: {error}", asked.place(place)) from error
+            except InputError as error:  # PT's tokenizer
+                raise RequestError(str(error), "relative_reward") from error
             answer = None if response is None else response.token_ids
             inputs = engine_inputs(prompt.token_ids, answer, asked.more)
             encoded.append(_Encoded(inputs, answer, self._offsets(response)))
