@@ -7,6 +7,7 @@ import pytest
 import steered
 import tiny_models
 from counters import counter
+from truth import assert_own_streams_close
 from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
@@ -65,6 +66,13 @@ def test_speculated(pair_dirs) -> None:
         outputs = llm.generate(prompts, params, alphas)
         drafted = counter(llm._engine.llm, "spec_decode_num_draft_tokens")
         accepted = counter(llm._engine.llm, "spec_decode_num_accepted_tokens")
+        # A prompt of which the cache leaves one token, to which vLLM adds drafts at once; three times.
+        block = llm._engine.llm.llm_engine.vllm_config.cache_config.block_size
+        one_left = (prompts[0] * 8)[: block + 1]
+        scores = [
+            llm.score([one_left], [[5, 6, 7]], output_co=True, relative_reward=True)[0] for _ in range(3)
+        ]
+    assert_own_streams_close(scores, [(one_left, [5, 6, 7])] * 3, pair, "float32")
     assert 0 < accepted < drafted, "no draft was accepted, or none rejected: this test tested nothing"
     assert_all_true(pair, prompts, alphas, outputs)
 
