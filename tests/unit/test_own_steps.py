@@ -106,6 +106,7 @@ def test_no_more_run_than_may():
     scheduler = Scheduler(most=3)
     for number in range(6):
         scheduler.come(f"a{number}", "ft")
+    for number in range(2):  # their turn leaves room for one of the others
         scheduler.come(f"x{number}", "pt")
     for _ in range(4):
         scheduler.schedule()
@@ -126,6 +127,17 @@ def test_input_that_streams_is_not_let_into_another_streams_turn():
         Stock.schedule = stock
     assert [queue is holding for queue in seen] == [False, True]
     assert scheduler.kv_holding_waiting is holding
+
+
+def test_input_that_streams_has_turns_too():
+    scheduler = Scheduler()
+    scheduler.kv_holding_waiting.append("a session")
+    scheduler.come("x", "pt", tokens=9)
+    turns = []
+    for _ in range(4):
+        scheduler.schedule()
+        turns.append(scheduler._turn)
+    assert turns == ["pt", "ft"] * 2
 
 
 def test_without_streams_of_pt_all_is_stock():

@@ -32,6 +32,21 @@ def test_half_a_character_at_the_end():
     assert text_offsets(BYTES, ids("a😀")[:3], None) == [0, 1, 1]
 
 
+def test_what_never_becomes_a_character_costs_no_more_than_others():
+    longest = []
+
+    class Counts:
+        def decode(self, token_ids):
+            longest.append(len(token_ids))
+            return BYTES.decode(token_ids)
+
+    [continuation] = {ids("😀")[1]}
+    offsets = text_offsets(Counts(), [continuation] * 300, None)
+    assert max(longest) < 20
+    assert len(offsets) == 300
+    assert offsets == sorted(offsets)
+
+
 class Strips(PreTrainedTokenizerFast):
     """Drops the white space before a first token, as SentencePiece's decoders do."""
 
