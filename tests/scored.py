@@ -121,6 +121,8 @@ def assert_own_streams_are_true(stream: Any, pair: tuple[str, str], dtype: str, 
     """OutputCo and the reward, beside prompts alone, responses and a trace; then again, from the cache."""
     [short, long] = tiny_models.prompts(2, seed=8, longest=120)
     texts = [(long, long[:count]) for count in (1, 2, 33)] + [(short, long[:90]), (long[:64], short)]
+    if dtype != "float32":  # of a few prompts alone Hugging Face's own largest error says little
+        more_texts = max(more_texts, 12)
     others = [tiny_models.prompts(2, seed=seed, longest=120)[1] for seed in range(20, 20 + more_texts)]
     texts += [(prompt, prompt[40:]) for prompt in others]
     inputs = [engine_inputs(prompt, response, ALL_MORE) for prompt, response in texts]
