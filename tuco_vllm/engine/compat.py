@@ -183,7 +183,8 @@ from vllm.model_executor.layers.rotary_embedding.phi3_long_rope_scaled_rope impo
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.granite import GraniteDecoderLayer
-from vllm.model_executor.models.utils import PPMissingLayer, init_vllm_registered_model
+from vllm.model_executor.models.interfaces import SupportsLoRA
+from vllm.model_executor.models.utils import PPMissingLayer, WeightsMapper, init_vllm_registered_model
 from vllm.outputs import RequestError
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors

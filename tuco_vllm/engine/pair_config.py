@@ -11,6 +11,7 @@ import torch
 
 from tuco_vllm.config import ROW_DTYPES
 from tuco_vllm.engine.compat import CUDAGraphMode, VllmConfig, breakable_cuda_graphs
+from tuco_vllm.engine.plugin import ADAPTERS
 from tuco_vllm.families import Family
 
 SCHEDULERS = {
@@ -26,9 +27,12 @@ _CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def configure(vllm_config: VllmConfig) -> None:
     """Refuse what cannot work (ValueError), and name our scheduler and worker where they are needed."""
-    if getattr(vllm_config.model_config.hf_config, "tuco_pt", None) is None:
+    adapters = has_adapters(vllm_config)
+    if not adapters and getattr(vllm_config.model_config.hf_config, "tuco_pt", None) is None:
         raise ValueError('no pre-trained model: add "tuco_pt": DIR to hf_overrides, or use tuco_vllm.TucoLLM')
     refuse_unsupported(vllm_config)
+    if adapters:
+        vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
     runner = vllm_config.model_config.runner_type
     if runner not in SCHEDULERS:
         return
@@ -38,6 +42,11 @@ def configure(vllm_config: VllmConfig) -> None:
     if parallel.worker_cls not in ("auto", WORKER):
         raise ValueError(f"TuCo brings its own worker, {WORKER}: leave worker_cls unset")
     scheduler.scheduler_cls, parallel.worker_cls = SCHEDULERS[runner], WORKER
+
+
+def has_adapters(vllm_config: VllmConfig) -> bool:
+    """Whether the engine is one of a base model and adapters, by its architecture."""
+    return ADAPTERS in (vllm_config.model_config.hf_config.architectures or [])
 
 
 def rows_are_wide(vllm_config: VllmConfig, family: Family) -> bool:
@@ -68,6 +77,9 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
     parallel, model, cache = vllm_config.parallel_config, vllm_config.model_config, vllm_config.cache_config
     speculative: Any = vllm_config.speculative_config
     generates = model.runner_type == "generate"
+    adapters, lora = has_adapters(vllm_config), vllm_config.lora_config
+    if adapters:
+        _refuse_of_adapters(vllm_config)
     full_graphs_alone = vllm_config.compilation_config.cudagraph_mode == CUDAGraphMode.FULL
     breakable = breakable_cuda_graphs() and not model.enforce_eager
     reasons = {
@@ -78,7 +90,8 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
         "micro-batching (DBO)": parallel.use_ubatching,
         "batch-sharded sampling": bool(parallel.enable_batch_sharded_sampling),
         "quantization": vllm_config.quant_config is not None,
-        "LoRA": vllm_config.lora_config is not None,
+        "LoRA (a base model and its adapters are another pair: give the adapter as FT)": lora is not None
+        and not adapters,
         "KV transfer": vllm_config.kv_transfer_config is not None,
         "watermarking": vllm_config.watermark_config is not None,
         "enable_return_routed_experts": vllm_config.aux_output_config.enable_return_routed_experts,
@@ -100,3 +113,21 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
             raise ValueError(f"TucoForCausalLM does not support {reason} yet: start the engine without it")
     if model.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"unsupported dtype {model.dtype}")
+
+
+def _refuse_of_adapters(vllm_config: VllmConfig) -> None:
+    lora, parallel = vllm_config.lora_config, vllm_config.parallel_config
+    if lora is None:
+        raise ValueError("a base model and adapters need --enable-lora (enable_lora=True)")
+    graphs = vllm_config.compilation_config.cudagraph_mode
+    reasons = {
+        "an engine that generates": vllm_config.model_config.runner_type == "generate",
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "fully_sharded_loras": lora.fully_sharded_loras,
+        "LoRA's target_modules": lora.target_modules is not None,
+        # Of padded tokens vLLM's mapping says nothing, and PT's rows come behind them.
+        f"cudagraph_mode {graphs} (NONE works)": graphs not in (None, CUDAGraphMode.NONE),
+    }
+    for reason, present in reasons.items():
+        if present:
+            raise ValueError(f"a base model and adapters do not go with {reason} yet")

@@ -148,7 +148,7 @@ class TucoForCausalLM(nn.Module):
         rows_R = self.rows.of_this_batch(num_tokens, self.model.rows_layer_name, reads is not None)
         if self._first:
             tell(self._first)
-        made = self.model(input_ids, positions, rows_R, inputs_embeds, intermediate_tensors)
+        made = self._run(input_ids, positions, rows_R, inputs_embeds, intermediate_tensors)
         if self._first:
             self._first = ""
             tell("warm-up")
@@ -159,6 +159,10 @@ class TucoForCausalLM(nn.Module):
             logps_R = self._log_probs(FT_STREAM, states_RH, reads.targets_R)
             self.pooler.values = RowValues(states_RH=states_RH, logps_R=logps_R)
         return nn.functional.pad(norms_RN, (0, 0, 0, num_tokens - norms_RN.shape[0]))
+
+    def _run(self, *inputs: Any) -> Any:
+        """What an engine that scores computes of FT's stream."""
+        return self.model(*inputs)
 
     def _pt_alone(self, reads: StepReads, ids: Any, positions: Tensor, before: Any) -> Any:
         """A step of an engine that scores on a stream of PT's own."""

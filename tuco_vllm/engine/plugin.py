@@ -11,6 +11,8 @@ import sys
 from typing import Any
 
 ARCHITECTURE = "TucoForCausalLM"
+ADAPTERS = "TucoAdaptersForCausalLM"
+"""The architecture of a base model and LoRA adapters of it."""
 _PLUGIN = "tuco"
 """Our entry point's name among ``vllm.general_plugins``."""
 
@@ -31,17 +33,18 @@ class _ConfiguresItsEngine:
 
 
 def register() -> None:
-    """Register the pair model with vLLM under ``ARCHITECTURE``; idempotent."""
+    """Register the pair models with vLLM; idempotent."""
     let_vllm_look_into_llvmlite()
     try:
         from vllm import ModelRegistry
 
         ModelRegistry.register_model(ARCHITECTURE, "tuco_vllm.engine.pair_model:TucoForCausalLM")
+        ModelRegistry.register_model(ADAPTERS, "tuco_vllm.engine.adapter_pair:TucoAdaptersForCausalLM")
 
         # A private name outside compat.py: that file imports half of vLLM, and this must take milliseconds.
         from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-        MODELS_CONFIG_MAP[ARCHITECTURE] = _ConfiguresItsEngine
+        MODELS_CONFIG_MAP[ARCHITECTURE] = MODELS_CONFIG_MAP[ADAPTERS] = _ConfiguresItsEngine
     except Exception as error:  # whatever it is, an unrelated model must still load
         logging.getLogger(__name__).warning("tuco_vllm could not register %s: %s", ARCHITECTURE, error)
 

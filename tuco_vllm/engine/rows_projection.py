@@ -41,7 +41,12 @@ def cut_projections(attention: Any, vllm_config: VllmConfig, wide: bool) -> None
     """Before the weights load. ``wide``: the rows are float32, to the end of the rope (``wide_rows``)."""
     cut_qkv(attention.qkv_proj, wide)
     expect_positions(attention.rotary_emb, vllm_config.model_config.max_model_len)
-    turn_rows = float32_rope(attention.rotary_emb) if wide else None
+    turn_apart(attention, float32_rope(attention.rotary_emb) if wide else None)
+
+
+def turn_apart(attention: Any, turn_rows: Any = None) -> None:
+    """Let an attention's rope turn queries and keys each by positions of their own, ``Both``; queries by
+    ``turn_rows`` where that is given."""
     attention.rotary_emb = copy.copy(attention.rotary_emb)  # vLLM shares one among layers and models
     mix(attention.rotary_emb, _RowsRope)
     attention.rotary_emb.turn_rows = turn_rows
@@ -105,7 +110,10 @@ class _CutMethod(LinearMethodBase):
 class _RowsRope:
     """Each at its own positions."""
 
-    def forward(self: Any, positions: Both, query_RQ: Tensor, key_TK: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self: Any, positions: Any, query_RQ: Tensor, key_TK: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(positions, Both):
+            stock: Any = super()
+            return stock.forward(positions, query_RQ, key_TK)
         turn_rows = self.turn_rows or self._turn
         # Attention takes queries of the cache's dtype.
         query_RQ = turn_rows(positions.rows, query_RQ).to(key_TK.dtype)

@@ -151,6 +151,15 @@ class ScoringRows:
         ends = batch.query_start_loc_cpu.numpy()[1:].astype(np.int64)
         return selected, self.on_device(ranges(ends - counts, counts))
 
+    def count(self, requests: int) -> int:
+        """Rows of the step that is being prepared, of so many requests."""
+        return requests if self.reads is None else int(self.reads.counts.sum())
+
+    def count_without_requests(self, num_tokens: int) -> int:
+        """Rows of a run of no requests: the dearest step's, in which every token is one. But for one, for as
+        many rows as tokens a compiler might take for one size."""
+        return max(num_tokens - 1, 1)
+
     def of_this_batch(self, num_tokens: int, layer_name: str, several: bool) -> Tensor:
         """``[R]`` int64, in batch order (then pad rows), as ``layer_name``'s metadata has them; ``several``
         says that they are no function of ``num_tokens``. Call outside compiled code."""
@@ -174,8 +183,7 @@ class ScoringRows:
     def _of_no_batch(self, num_tokens: int, mode: CUDAGraphMode) -> Tensor:
         if mode != CUDAGraphMode.NONE:
             return self.buffer[: self._padded(num_tokens)].zero_()
-        # The dearest step: every row is read. As many rows as tokens, a compiler might take for one size.
-        return torch.zeros(max(num_tokens - 1, 1), dtype=torch.long, device=self.device)
+        return torch.zeros(self.count_without_requests(num_tokens), dtype=torch.long, device=self.device)
 
     def _padded(self, num_tokens: int) -> int:
         return min(self.max_rows, num_tokens)

@@ -94,7 +94,7 @@ def keep_rows(layer: Any) -> None:
     """Let a stock layer hand out its attention output on rows; to its stream nothing changes."""
     if isinstance(layer, OwnForm):
         return
-    for norm in norms_of(_in_one_form(layer)):
+    for norm in norms_of(in_one_form(layer)):
         open_norm(norm, layer)
 
 
@@ -123,7 +123,7 @@ def query_rows(layer: Any, vllm_config: VllmConfig, select: Selection, wide: boo
     """
     if isinstance(layer, OwnForm):
         return layer.query_rows(select)
-    norms, attention = norms_of(_in_one_form(layer)), attention_of(layer)
+    norms, attention = norms_of(in_one_form(layer)), attention_of(layer)
     rounds = _norms_rounded_sum(vllm_config)
     for norm in norms:
         # vLLM's kernel is for weights of the stream's dtype; Gemma's norm brings 1 + w in float32.
@@ -219,7 +219,8 @@ class _AddsScaled:
         return self.mlp(normed) * self.residual_multiplier, residual
 
 
-def _in_one_form(layer: Any) -> Any:
+def in_one_form(layer: Any) -> Any:
+    """The layer, as one whose adds are its norms'."""
     if type(layer) is GraniteDecoderLayer:
         mix(layer, _AddsScaled)
     return layer

@@ -4,6 +4,7 @@ The worker builds its stock runner, whose class is then exchanged for one with o
 way of its own for models (``scoring_v2``, ``steering_v2``).
 """
 
+from tuco_vllm.engine.adapters_v1 import AdapterRunner
 from tuco_vllm.engine.compat import GPUModelRunnerV1, PlatformWorker
 from tuco_vllm.engine.scoring_v1 import ScoringRunner
 from tuco_vllm.engine.steering_v1 import SteeringRunner
@@ -19,8 +20,10 @@ class PairWorker(PlatformWorker):
         super().init_device()
         stock = type(self.model_runner)
         if issubclass(stock, GPUModelRunnerV1):
-            ours = _RUNNERS[self.model_config.runner_type]
-            self.model_runner.__class__ = type(f"Pair{stock.__name__}", (ours, stock), {})
+            ours: tuple[type, ...] = (_RUNNERS[self.model_config.runner_type], stock)
+            if self.vllm_config.lora_config is not None:
+                ours = (AdapterRunner, *ours)
+            self.model_runner.__class__ = type(f"Pair{stock.__name__}", ours, {})
 
     def load_heads(self) -> str | None:
         """What the relative reward needs of both models; asked for by name, from the engine's front.
