@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tuco_vllm.config import expect_row_dtype, resolve_pair
+from tuco_vllm.adapter import Adapter
+from tuco_vllm.config import expect_row_dtype, resolve_adapter, resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.records import PromptInput, ResponseInput, TucoScore
 from tuco_vllm.responses import encode_with_response
-from tuco_vllm.score_requests import MoreScores, engine_inputs
+from tuco_vllm.score_requests import Adapted, MoreScores, engine_inputs, expect_streams
 from tuco_vllm.shared_tokens import SharedTokens
 from tuco_vllm.steering import ALPHA, MAX_ALPHA, TUCO, Steering, parse_alpha
 
@@ -42,7 +43,7 @@ class TucoLLM:
 
     def __init__(
         self,
-        pt: str | Path,
+        pt: str | Path | None,
         ft: str | Path,
         *,
         task: str = "score",
@@ -62,7 +63,7 @@ class TucoLLM:
         expect_row_dtype(self.pair, row_dtype)
         if task == "generate" and row_dtype == "float32":
             raise InputError('task="generate" steers and scores in the model\'s dtype: leave row_dtype out')
-        self.tokenizer = load_tokenizer(self.pair.ft.directory, trust_remote_code=trust_remote_code)
+        self.tokenizer = load_tokenizer(self.pair.ft.tokenizer_directory, trust_remote_code=trust_remote_code)
         self._encoder = PromptEncoder(
             self.tokenizer,
             vocab_size=self.pair.ft.config.get("vocab_size"),
@@ -114,6 +115,7 @@ class TucoLLM:
         trace: bool = False,
         output_co: bool = False,
         relative_reward: bool = False,
+        lora: Any = None,
     ) -> list[TucoScore]:
         """TuCo of every prompt at its last token, in order, and of every token of its response.
 
@@ -124,13 +126,22 @@ class TucoLLM:
         ``relative_reward`` the log-probabilities of responses under both models, for which both models'
         heads and PT's embedding are loaded when it is first asked for. The latter two cost a second pass
         each. Raises PromptError, naming the prompt's place in the list, before anything is scored.
+
+        ``lora`` is for a pair whose FT is a LoRA adapter: another adapter of the same base, directory or hub
+        id, for all prompts or, in a list, one for each; None is the pair's own. An engine started with
+        ``max_loras=N`` runs N at a time. Adapters are read anew in every call.
         """
         more = MoreScores(trace, output_co, relative_reward)
         encoded = self._encode_with(prompts, responses, rewarded=relative_reward)
         if relative_reward and not any(answer for _, answer in encoded):
             raise InputError("relative_reward is of responses, and no prompt has one: leave it out")
+        adapters = self._adapters(_one_each(lora, len(encoded), "lora"), more)
         inputs = [engine_inputs(prompt, answer, more) for prompt, answer in encoded]
-        items = ((place, tokens) for place, several in enumerate(inputs) for tokens in several)
+        items = (
+            (place, tokens if adapter is None else Adapted(tokens, adapter))
+            for place, (several, adapter) in enumerate(zip(inputs, adapters, strict=True))
+            for tokens in several
+        )
         answers: list[list[Any]] = [[] for _ in encoded]
         for place, answer in self._engine.stream(items):
             answers[place].append(answer)
@@ -138,6 +149,19 @@ class TucoLLM:
             TucoScore.of(answered, asked, response, more)
             for answered, asked, (_, response) in zip(answers, inputs, encoded, strict=True)
         ]
+
+    def _adapters(self, names: Sequence[Any], more: MoreScores) -> list[Adapter | None]:
+        """Of each prompt the adapter, None where it is the pair's own."""
+        own = self.pair.ft.adapter
+        if own is None and any(name is not None for name in names):
+            raise InputError("lora= is for a pair whose FT is a LoRA adapter")
+        known = {
+            name: None if name is None else resolve_adapter(name, self.pair.pt)[0]
+            for name in dict.fromkeys(names)
+        }
+        for adapter in known.values():
+            expect_streams(adapter or own, more)
+        return [known[name] for name in names]
 
     def score_stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, TucoScore]]:
         """Score (key, token ids) pairs as they come, in input order, with a bounded number in flight."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,14 @@ from typing import Any
 from huggingface_hub import errors as hub
 from huggingface_hub import snapshot_download
 
+from tuco_vllm.adapter import BASE, MERGE, Adapter, expect_fit, is_adapter, read_adapter, shapes_of
+from tuco_vllm.checkpoint_files import (
+    fingerprint,
+    read_header,
+    read_json,
+    weight_files,
+    weight_samples,
+)
 from tuco_vllm.errors import InputError
 from tuco_vllm.families import FAMILIES, architecture_of, reason_against, text_of
 
@@ -26,15 +34,11 @@ caches have one block layout. Vocabulary, MLP width, rope, eps, norms, biases an
 ROW_DTYPES = ("auto", "float32", "model")
 """What the rows that scores are made of may be computed in: "auto" is float32 where the family allows it."""
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files without which there is no tokenizer."""
+
 _CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _OTHER_FORMATS = ["*/*", "consolidated*"]  # of the same weights
-
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt"),
-    *("added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
-)
-
-_SAMPLE_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,15 @@ class Checkpoint:
     name: str
     directory: Path
     config: dict[str, Any] = field(repr=False, compare=False)
+    adapter: Adapter | None = None
+    """Of an FT that is a base model under an adapter; ``name`` is then the adapter's, all else the base's."""
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """Where its tokenizer and chat template lie: an adapter may bring its own."""
+        if self.adapter and any((self.adapter.directory / name).is_file() for name in _TOKENIZERS):
+            return self.adapter.directory
+        return self.directory
 
     @property
     def architecture(self) -> str:
@@ -74,7 +87,10 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the model, for a job's identity and Parquet metadata: see ``fingerprint``."""
-        return fingerprint(self.directory)
+        whole = fingerprint(self.directory)
+        if self.adapter is None:
+            return whole
+        return hashlib.sha256(f"{whole}\0{self.adapter.fingerprint}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -83,10 +99,12 @@ class ModelPair:
 
     pt: Checkpoint
     ft: Checkpoint
+    note: str = ""
+    """What a user should know of it."""
 
 
 def resolve_pair(
-    pt: str | Path, ft: str | Path, *, trust_remote_code: bool = False, weights: bool = True
+    pt: str | Path | None, ft: str | Path, *, trust_remote_code: bool = False, weights: bool = True
 ) -> ModelPair:
     """Find both models, fetching them from the Hugging Face hub if need be, and check that they fit.
 
@@ -94,25 +112,88 @@ def resolve_pair(
     measures the pair's noise floor.
 
     Args:
-        pt, ft: a directory, or a hub id ``org/name[@revision]``; an existing directory wins.
+        pt, ft: a directory, or a hub id ``org/name[@revision]``; an existing directory wins. FT may be a PEFT
+            LoRA adapter of PT; then PT may be None, and is the base that the adapter names.
         trust_remote_code: accept models that bring their own Python code.
         weights: False leaves the weight files alone, for engines that make up their weights.
 
     Raises:
         InputError: anything about the models that would make scoring fail or be wrong.
     """
+    directory = _find("FT", str(ft))
+    if is_adapter(directory):
+        return _adapter_pair(pt, str(ft), directory, trust_remote_code)
+    if pt is None:
+        raise InputError(f"PT is missing: only an adapter names its base, and FT {ft} is a whole model")
     pair = ModelPair(
         _read_checkpoint("PT", str(pt), trust_remote_code), _read_checkpoint("FT", str(ft), trust_remote_code)
     )
     _check_fit(pair.pt, pair.ft)
-    if not weights:
-        return pair
-    for checkpoint in (pair.pt, pair.ft):
-        if not _local(checkpoint.name).is_dir():
-            _fetch(checkpoint.name, [*_CONFIG_FILES, "*.safetensors"], commit=checkpoint.directory.name)
-        for file in weight_files(checkpoint.directory):
-            _read_header(file)
+    for checkpoint in (pair.pt, pair.ft) if weights else ():
+        _fetch_weights(checkpoint)
     return pair
+
+
+def resolve_adapter(name: str | Path, base: Checkpoint) -> tuple[Adapter, str]:
+    """Find an adapter of ``base``, fetching it if need be, and check that it fits.
+
+    Returns it, and what cannot be known of whether it was trained on that model. InputError for what cannot
+    be scored.
+    """
+    directory = _find("FT", str(name))
+    if not is_adapter(directory):
+        raise InputError(f"{name} is no adapter: it has no adapter_config.json")
+    if not _local(str(name)).is_dir():
+        directory = _fetch(str(name), [*_CONFIG_FILES, "adapter_model.safetensors"])
+    adapter = read_adapter(str(name), directory)
+    shapes = [shapes_of(file) for file in weight_files(base.directory)]
+    expect_fit(adapter, base.name, {tensor: shape for file in shapes for tensor, shape in file.items()})
+    return adapter, _doubt_of_base(adapter, base)
+
+
+def _adapter_pair(pt: str | Path | None, ft: str, directory: Path, trust_remote_code: bool) -> ModelPair:
+    named = str(pt) if pt is not None else read_json(directory / "adapter_config.json").get(BASE)
+    if not named:
+        raise InputError(f"the adapter {ft} does not name its base: give it as PT")
+    base = _read_checkpoint("PT", str(named), trust_remote_code)
+    family = FAMILIES[base.architecture]
+    if not family.float32_rows or family.text_half:
+        raise InputError(f"adapters of {family.known_as} ({base.architecture}) are not supported: {MERGE}")
+    _fetch_weights(base)
+    adapter, note = resolve_adapter(ft, base)
+    return ModelPair(base, replace(base, name=ft, adapter=adapter), note)
+
+
+def _doubt_of_base(adapter: Adapter, base: Checkpoint) -> str:
+    """What cannot be known of whether ``base`` is the model that an adapter was trained on. InputError where
+    it is known to be another."""
+    named = adapter.base
+    if named is None or named == base.name:
+        return ""
+    try:
+        directory = (
+            _local(named) if _local(named).is_dir() else _fetch(named, ["*.safetensors"], at_hand=True)
+        )
+        same = directory.samefile(base.directory) or weight_samples(directory) == weight_samples(
+            base.directory
+        )
+    except InputError:
+        return (
+            f"PT {base.name} is taken on trust: {named}, which the adapter names as its base, is not at hand"
+        )
+    if not same:
+        raise InputError(
+            f"the adapter {adapter.name} was trained on {named}, whose weights are not those of PT "
+            f"{base.name}: give {named} as PT, or leave PT out"
+        )
+    return ""
+
+
+def _fetch_weights(checkpoint: Checkpoint) -> None:
+    if not _local(checkpoint.name).is_dir():
+        _fetch(checkpoint.name, [*_CONFIG_FILES, "*.safetensors"], commit=checkpoint.directory.name)
+    for file in weight_files(checkpoint.directory):
+        read_header(file)
 
 
 def expect_row_dtype(pair: ModelPair, row_dtype: str) -> None:
@@ -126,73 +207,14 @@ def expect_row_dtype(pair: ModelPair, row_dtype: str) -> None:
         )
 
 
-def fingerprint(directory: Path) -> str:
-    """SHA-256 (hex) over config, tokenizer and weights, cheap for 100 GB: 16 KiB of each tensor are read.
-
-    Weights enter by each file's name, size, whole header and a sample from the middle of every tensor. A
-    change outside all samples goes unseen: a few edited values may, a training step will not. The path does
-    not enter, so a copy elsewhere is the same model.
-    """
-    digest = hashlib.sha256()
-
-    def add(name: str, content: bytes) -> None:
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-
-    for name in ("config.json", *_TOKENIZER_FILES):
-        if (directory / name).is_file():
-            add(name, (directory / name).read_bytes())
-    for file in weight_files(directory):
-        header, tensors = _read_header(file)
-        add(f"{file.name}\0{file.stat().st_size}", header)
-        with file.open("rb") as data:
-            for start, end in sorted(tensors):
-                size = min(_SAMPLE_BYTES, end - start)
-                data.seek(8 + len(header) + start + (end - start - size) // 2)
-                digest.update(data.read(size))
-    return digest.hexdigest()
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """model.safetensors, or the shards that its index names. No other format is loaded.
-
-    Raises:
-        InputError: there are none, some are missing, or it is unclear which are meant.
-    """
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if not index.is_file():
-        if single.is_file():
-            return [single]
-        formats = (".bin", ".pt", ".pth", ".safetensors")
-        others = sorted(path.name for path in directory.iterdir() if path.suffix in formats)
-        raise InputError(
-            f"{directory} has no model.safetensors{' but ' + others[0] if others else ''}: only safetensors "
-            "in Hugging Face's layout are loaded; convert it with transformers' "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
-        )
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index} has no weight_map: fetch or save the model again")
-    files = [directory / shard for shard in sorted(set(map(str, weight_map.values())))]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise InputError(f"{directory} lacks the weight files {', '.join(missing)}: fetch the model again")
-    if single.is_file() and single not in files:
-        raise InputError(f"{single} is not in the index beside it: remove whichever of the two is stale")
-    return files
-
-
 def _read_checkpoint(role: str, name: str, trust_remote_code: bool) -> Checkpoint:
     """Find the directory and check all that one model's config says by itself."""
     directory = _find(role, name)
-    if (directory / "adapter_config.json").is_file():
-        base = _read_json(directory / "adapter_config.json").get("base_model_name_or_path")
-        raise InputError(
-            f"{role} {name} is an adapter (its base: {base}), not a full model: merge it into its base "
-            "(peft: merge_and_unload, then save_pretrained) and give the merged model"
-        )
+    if is_adapter(directory):
+        raise InputError(f"{role} {name} is an adapter, not a full model: give it as FT, and its base as PT")
     if not (directory / "config.json").is_file():
         raise InputError(f"{role} {name} is not a model directory: it has no config.json")
-    checkpoint = Checkpoint(name, directory.absolute(), _read_json(directory / "config.json"))
+    checkpoint = Checkpoint(name, directory.absolute(), read_json(directory / "config.json"))
     if reason := reason_against(checkpoint.config):
         raise InputError(f"{role} {name}: architecture {checkpoint.architecture} is not supported: {reason}")
     if checkpoint.config.get("quantization_config") or (directory / "hf_quant_config.json").is_file():
@@ -237,8 +259,11 @@ def _local(name: str) -> Path:
     return Path(os.path.expanduser(name))  # Path.expanduser raises on an unknown ~user
 
 
-def _fetch(name: str, patterns: list[str], commit: str | None = None) -> Path:
-    """Files of a hub id from the local cache or the hub; ``commit`` keeps two fetches on one version."""
+def _fetch(name: str, patterns: list[str], commit: str | None = None, at_hand: bool = False) -> Path:
+    """Files of a hub id from the local cache or, unless they must be ``at_hand``, the hub.
+
+    ``commit`` keeps two fetches on one version.
+    """
     repository, _, revision = name.partition("@")
     try:
         return Path(
@@ -247,6 +272,7 @@ def _fetch(name: str, patterns: list[str], commit: str | None = None) -> Path:
                 revision=commit or revision or None,
                 allow_patterns=patterns,
                 ignore_patterns=_OTHER_FORMATS,
+                local_files_only=at_hand,
             )
         )
     except hub.GatedRepoError as error:  # a kind of RepositoryNotFoundError, so it comes first
@@ -267,33 +293,3 @@ def _fetch(name: str, patterns: list[str], commit: str | None = None) -> Path:
     except Exception as error:  # proxies, TLS, a full disk: to the caller, one thing
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"{name} could not be fetched: {type(error).__name__}: {reason}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}): fetch or save the model again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object: fetch or save the model again")
-    return content
-
-
-def _read_header(file: Path) -> tuple[bytes, list[tuple[int, int]]]:
-    """A safetensors file's header and its tensors' byte ranges in the data that follows.
-
-    The format: 8 bytes little-endian header length N, N bytes of JSON, data.
-    """
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = stream.read(min(length, size))
-        entries = json.loads(header)
-        ranges = [tuple(entry["data_offsets"]) for key, entry in entries.items() if key != "__metadata__"]
-        stated = 8 + length + max((end for _, end in ranges), default=0)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{file} is not a readable safetensors file: fetch or copy it again") from error
-    if size != stated:
-        raise InputError(f"{file} has {size} bytes where its header states {stated}: fetch or copy it again")
-    return header, ranges

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tuco_vllm.adapter import Adapter
+from tuco_vllm.errors import InputError
 from tuco_vllm.steering import PT_ON_FT_EMBEDDING, PT_STREAM, Asked
 
 
@@ -39,6 +41,14 @@ EngineInput = list[int] | ScoredTokens
 """What an engine scores: a prompt's token ids, at the last one, or more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """The same under another adapter than the pair's own."""
+
+    asked: EngineInput
+    adapter: Adapter
+
+
 def engine_inputs(prompt: list[int], response: list[int] | None, more: MoreScores) -> list[EngineInput]:
     """What engines are asked for one prompt: FT's stream always, and a stream for each extra that has one of
     its own (``engine.own_stream``). Without a response there is no reward."""
@@ -67,3 +77,16 @@ class RowScores(NamedTuple):
     """``[H]`` float32: the stream behind the last layer, at the prompt's last token."""
     logps: Any = None
     """Float32: the log-probabilities of ``Asked.targets``."""
+
+
+def expect_streams(adapter: Adapter | None, more: MoreScores) -> None:
+    """InputError for a stream of PT's own that is not the base's: an engine of adapters has no other."""
+    if adapter is not None and more.output_co and adapter.adapts("embed_tokens"):
+        raise InputError(
+            f"the adapter {adapter.name} changes the embedding, from which OutputCo starts: leave it out"
+        )
+    if adapter is not None and more.relative_reward and adapter.adapts("lm_head"):
+        raise InputError(
+            f"the adapter {adapter.name} changes the head, which relative rewards have the base's of: leave "
+            "them out"
+        )

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from fake_checkpoint import SIZES, shard, write_model
 
-from tuco_vllm.config import PAIRED_SIZES, expect_row_dtype, fingerprint, resolve_pair
+from tuco_vllm.checkpoint_files import fingerprint
+from tuco_vllm.config import PAIRED_SIZES, expect_row_dtype, resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.families import FAMILIES
 
@@ -78,20 +79,9 @@ def test_broken_config(pt, ft, content):
     assert message.endswith("fetch or save the model again")
 
 
-def test_an_adapter_names_its_base(pt, tmp_path):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    message = refusal(pt, adapter)
-    assert "FT" in message
-    assert "adapter (its base: org/base)" in message
-    assert "merge" in message
-
-
-def test_an_adapter_beside_a_full_model_is_refused_too(pt, ft):
-    # transformers would silently load the base it names and put the adapter on top.
+def test_an_adapter_is_no_pt(pt, ft):
     (pt / "adapter_config.json").write_text("{}")
-    assert "adapter" in refusal(pt, ft)
+    assert "give it as FT" in refusal(pt, ft)
 
 
 @pytest.mark.parametrize("architectures", [["GPT2LMHeadModel"], [], None, "LlamaForCausalLM", {}])

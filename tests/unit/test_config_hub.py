@@ -84,7 +84,8 @@ def test_weights_are_fetched_after_the_configs_fit_and_at_the_same_commit(tmp_pa
     ft = write_model(tmp_path / "ft")
     snapshot = write_model(tmp_path / COMMIT, hidden_size=32)
 
-    def download(repository, *, revision, allow_patterns, ignore_patterns):
+    def download(repository, *, revision, allow_patterns, ignore_patterns, local_files_only):
+        assert not local_files_only
         fetched.append((repository, revision, "*.safetensors" in allow_patterns))
         return str(snapshot)
 

@@ -197,7 +197,7 @@ def _start_engine(pair: ModelPair, engine_args: dict[str, Any], place: int, engi
 
 
 def _make_encoder(job: ScoreJob, pair: ModelPair) -> PromptEncoder:
-    tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=job.trust_remote_code)
+    tokenizer = load_tokenizer(pair.ft.tokenizer_directory, trust_remote_code=job.trust_remote_code)
     encoder = job.encoder(tokenizer, pair.ft.config.get("vocab_size"))
     encoder.shared = SharedTokens(pair, tokenizer, trust_remote_code=job.trust_remote_code)
     return encoder

@@ -132,7 +132,7 @@ def _score_files(
     pair: ModelPair,
     open_pipeline: Callable[[int], AbstractContextManager[ScoringPipeline]],
 ) -> None:
-    tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=job.trust_remote_code)
+    tokenizer = load_tokenizer(pair.ft.tokenizer_directory, trust_remote_code=job.trust_remote_code)
     encoder = job.encoder(tokenizer, pair.ft.config.get("vocab_size"))
     identity = job_identity(files, pair, job.identity_settings(encoder.template_sha256))
     directory = JobDirectory(job.out)

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tuco_vllm.api import TucoLLM
-from tuco_vllm.config import ModelPair, weight_files
+from tuco_vllm.checkpoint_files import weight_files
+from tuco_vllm.config import ModelPair
 from tuco_vllm.oracle import Oracle, layer_updates
 
 _LAYER = re.compile(r"\.(\d+)\.")

@@ -5,7 +5,7 @@ takes. PT is the base, and FT the base with each request's own adapter; a reques
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
     """A base model and adapters of it in one engine. Raises as ``TucoForCausalLM`` does."""
 
     supports_pp = False
-    lora_skip_prefixes = ["lm_head"]
+    lora_skip_prefixes: ClassVar[list[str]] = ["lm_head"]
     """Nothing that is scored passes the head."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:

@@ -6,9 +6,10 @@ from typing import Any
 from vllm import EngineArgs
 
 from tuco_vllm.config import ModelPair
+from tuco_vllm.engine.adapter_requests import adapter_arguments
 from tuco_vllm.engine.compat import current_platform
 from tuco_vllm.engine.parent_watch import name_starter
-from tuco_vllm.engine.plugin import ARCHITECTURE, let_vllm_load_us
+from tuco_vllm.engine.plugin import ADAPTERS, ARCHITECTURE, let_vllm_load_us
 from tuco_vllm.errors import InputError
 
 FIXED = ("model", "runner", "convert", "hf_overrides", "quantization", "tokenizer", "config_format")
@@ -31,6 +32,8 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
             raise InputError(f"{name}= is set by tuco itself: leave it out")
         if name not in EngineArgs.__dataclass_fields__:
             raise InputError(f"vLLM has no engine argument {name}")
+    if runner == "generate" and pair.ft.adapter is not None:
+        raise InputError("adapters are scored only, yet: to generate, merge the adapter into its base")
     if runner == "generate" and engine_args.get("pipeline_parallel_size", 1) > 1:
         raise InputError("pipeline parallelism is for engines that score: use tensor_parallel_size")
     stages = engine_args.get("pipeline_parallel_size", 1) > 1
@@ -42,17 +45,21 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
     let_vllm_load_us()
     name_starter()
     settings = pair_settings(pair, runner, **overrides)
-    arguments = EngineArgs(**{"disable_log_stats": True, **engine_args, **settings})
+    defaults = {"disable_log_stats": True, **adapter_arguments(pair)}
+    arguments = EngineArgs(**{**defaults, **engine_args, **settings})
     complete(arguments, pair)
     return arguments
 
 
 def pair_settings(pair: ModelPair, runner: str, **overrides: Any) -> dict[str, Any]:
     """What makes an engine the pair's, whatever else it is told; ``overrides`` go to ``hf_overrides``."""
+    kind: dict[str, Any] = {"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory)}
+    if pair.ft.adapter is not None:
+        kind = {"architectures": [ADAPTERS]}
     return {
         "model": str(pair.ft.directory),
         "runner": runner,
-        "hf_overrides": {"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory), **overrides},
+        "hf_overrides": {**kind, **overrides},
         "config_format": "hf",  # Mistral's repositories carry a second format of config and weights
     }
 
@@ -82,6 +89,8 @@ def eager_or_compiled(
     """
     if engine_args.get("enforce_eager"):
         return engine_args, "eager, as asked"
+    if pair.ft.adapter is not None and current_platform.is_cpu():
+        return engine_args, "eager: vLLM does not compile LoRA on a CPU"
     if tokens is None or not current_platform.is_cpu() or engine_args.get("pipeline_parallel_size", 1) > 1:
         return engine_args, ""
     pays = _COMPILING_PAYS / pair.ft.sizes["hidden_size"]

@@ -171,8 +171,10 @@ from vllm.compilation.backends import set_model_tag
 from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled as breakable_cuda_graphs
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CacheConfig, CUDAGraphMode, VllmConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.forward_context import get_forward_context
 from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
 from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, QKVParallelLinear
 from vllm.model_executor.layers.pooler.abstract import Pooler

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from tuco_kernels import add_rms_norm, row_linear
 
-from tuco_vllm.config import weight_files
+from tuco_vllm.checkpoint_files import weight_files
 from tuco_vllm.engine.compat import GemmaRMSNorm, PPMissingLayer, RMSNorm, UnquantizedEmbeddingMethod
 from tuco_vllm.engine.weights import text_name
 from tuco_vllm.engine.wide_rows import twin

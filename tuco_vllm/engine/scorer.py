@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import vllm
@@ -10,6 +11,7 @@ from torch import Tensor
 from vllm import LLMEngine, PoolingParams
 
 from tuco_vllm.config import ModelPair, expect_row_dtype
+from tuco_vllm.engine.adapter_requests import AdapterRequests
 from tuco_vllm.engine.arguments import eager_or_compiled, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
@@ -18,8 +20,8 @@ from tuco_vllm.engine.row_pieces import row_scores
 from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.families import FAMILIES
-from tuco_vllm.score_requests import EngineInput, RowScores, ScoredTokens
-from tuco_vllm.steering import ROWS
+from tuco_vllm.score_requests import Adapted, EngineInput, RowScores, ScoredTokens
+from tuco_vllm.steering import FT_STREAM, ROWS
 
 Key = TypeVar("Key")
 
@@ -67,13 +69,16 @@ class Scorer:
         wide = rows_are_wide(self.engine.vllm_config, FAMILIES[pair.ft.architecture])
         self.row_dtype = "float32" if wide else self.dtype
         self.max_num_seqs: int = self.engine.vllm_config.scheduler_config.max_num_seqs
+        self._adapter = pair.ft.adapter
+        lora = self.engine.vllm_config.lora_config
+        self._adapters = None if lora is None else AdapterRequests(lora.max_lora_rank)
         self._params = PoolingParams(task="classify")
         self._next_id = 0
         self._done: dict[str, Any] = {}  # of all streams: a step of one may finish prompts of another
         self._asked: dict[str, ScoredTokens] = {}
         self._has_heads = False
 
-    def stream(self, items: Iterable[tuple[Key, EngineInput]]) -> Iterator[tuple[Key, Any]]:
+    def stream(self, items: Iterable[tuple[Key, EngineInput | Adapted]]) -> Iterator[tuple[Key, Any]]:
         """Of each prompt's token ids its norms ``[L, 7]`` float32, of ScoredTokens RowScores; in input order.
 
         Pulls lazily: at most ``4 * max_num_seqs`` items are taken from ``items`` and not yet yielded, enough
@@ -102,19 +107,26 @@ class Scorer:
         finally:
             self._abort([request for request, _ in waiting if done.pop(request, None) is None])
 
-    def submit(self, asked: EngineInput) -> str:
+    def submit(self, asked: EngineInput | Adapted) -> str:
         """Put a prompt into the engine's queue. Returns the request's name; raises EngineError."""
         request = str(self._next_id)
         self._next_id += 1
+        adapter = self._adapter
+        if isinstance(asked, Adapted):
+            adapter, asked = asked.adapter, asked.asked
         token_ids, params = asked, self._params
         if isinstance(asked, ScoredTokens):
+            if adapter is not None and asked.asked.stream != FT_STREAM:
+                # The base without an adapter is PT on a stream of its own.
+                adapter, asked = None, replace(asked, asked=asked.asked._replace(stream=FT_STREAM))
             rows = {ROWS: list(asked.asked)}
             token_ids, params = asked.token_ids, PoolingParams(task="classify", extra_kwargs=rows)
             if asked.asked.targets:
                 self._load_heads()
             self._asked[request] = asked
+        lora = self._adapters.of(adapter) if self._adapters and adapter else None
         with deaths():
-            self.engine.add_request(request, tokens_input(token_ids), params)
+            self.engine.add_request(request, tokens_input(token_ids), params, lora_request=lora)
         return request
 
     def _load_heads(self) -> None:

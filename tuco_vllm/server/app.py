@@ -36,7 +36,7 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
     """
     trust = any(flag.replace("_", "-") == "--trust-remote-code" for flag in flags)
     pair = resolve_pair(pt, ft, trust_remote_code=trust)
-    tokenizer = load_tokenizer(pair.ft.directory, trust_remote_code=trust)
+    tokenizer = load_tokenizer(pair.ft.tokenizer_directory, trust_remote_code=trust)
 
     # Only now: vLLM takes seconds to import, and what can be refused without it has been.
     from tuco_vllm.engine import serving

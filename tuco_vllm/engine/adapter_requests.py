@@ -1,0 +1,52 @@
+"""vLLM's names for adapters: what an engine is configured for, and what goes with each request."""
+
+from typing import Any, get_args
+
+from tuco_vllm.adapter import Adapter
+from tuco_vllm.config import ModelPair
+from tuco_vllm.engine.compat import LoRARequest, MaxLoRARanks
+from tuco_vllm.errors import InputError
+
+_RANKS = sorted(get_args(MaxLoRARanks))
+
+
+def adapter_arguments(pair: ModelPair) -> dict[str, Any]:
+    """EngineArgs for a base and adapters of it, where the caller says nothing else: one adapter at a time, of
+    the pair's rank. InputError for a rank that vLLM does not take."""
+    adapter = pair.ft.adapter
+    if adapter is None:
+        return {}
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(adapter)}
+
+
+def _room_for(adapter: Adapter) -> int:
+    """The least ``max_lora_rank`` that an adapter fits."""
+    for rank in _RANKS:
+        if rank >= adapter.rank:
+            return int(rank)
+    raise InputError(f"the adapter {adapter.name} has rank {adapter.rank}, vLLM's limit is {_RANKS[-1]}")
+
+
+class AdapterRequests:
+    """An engine's adapters. One is known by its content: another one under the same path is another."""
+
+    def __init__(self, max_rank: int) -> None:
+        self._max_rank = max_rank
+        self._known: dict[str, LoRARequest] = {}
+
+    def of(self, adapter: Adapter) -> LoRARequest:
+        """What vLLM is told with a request. InputError for an adapter that the engine has no room for."""
+        known = self._known.get(adapter.fingerprint)
+        if known is None:
+            if adapter.rank > self._max_rank:
+                raise InputError(
+                    f"the adapter {adapter.name} has rank {adapter.rank}, the engine takes {self._max_rank}: "
+                    f"start it with max_lora_rank={_room_for(adapter)}"
+                )
+            known = LoRARequest(
+                lora_name=f"{adapter.name}@{adapter.fingerprint[:16]}",
+                lora_int_id=len(self._known) + 1,
+                lora_path=str(adapter.directory),
+            )
+            self._known[adapter.fingerprint] = known
+        return known
