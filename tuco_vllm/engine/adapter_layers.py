@@ -33,12 +33,26 @@ from tuco_vllm.engine.stock_layers import in_one_form, open_norm
 from tuco_vllm.engine.wide_rows import mix, twin
 
 
+class Keys(NamedTuple):
+    """PT's keys, turned, and values of tokens."""
+
+    key: Tensor
+    value: Tensor
+
+
 class Step(NamedTuple):
     """Which tokens of the batch PT has to do with."""
 
     rows_S: Tensor
-    tokens_U: Tensor | None
+    tokens_U: Tensor | None = None
     """None for all of them."""
+    apart: list[Keys] | None = None
+    """Where the rows are another layer's (``adapter_rows``), not behind the tokens: what it is handed."""
+
+    @property
+    def behind(self) -> int:
+        """Rows behind the tokens."""
+        return 0 if self.apart is not None else self.rows_S.shape[0]
 
 
 class Stacked(NamedTuple):
@@ -66,7 +80,9 @@ class Values(NamedTuple):
     """What passes for an attention's values."""
 
     tokens_TK: Tensor
-    of_pt_UK: Tensor
+    of_pt: Any
+    """PT's, of U tokens; in ``adapter_rows`` its keys too."""
+    apart: list[Keys] | None = None
 
 
 class Parted(NamedTuple):
@@ -80,18 +96,21 @@ class Parted(NamedTuple):
 def layer_arguments(x: Tensor, delta: Tensor | None, step: Step) -> dict[str, Any]:
     """A layer's input: the stream of T tokens and S rows, to which ``delta``, the MLP output before it, is
     not yet added. Of the rows in both, what the layer before has left is overwritten with FT's."""
-    tokens = x.shape[0] - step.rows_S.shape[0]
-    x[tokens:] = x[step.rows_S]
+    tokens = x.shape[0] - step.behind
+    if step.behind:
+        x[tokens:] = x[step.rows_S]
     if delta is None:
         return {"hidden_states": Stacked(x, step), "residual": None}
-    delta[tokens:] = delta[step.rows_S]
+    if step.behind:
+        delta[tokens:] = delta[step.rows_S]
     return {"hidden_states": delta, "residual": Pending(x, step)}
 
 
 def positions_of(positions_T: Tensor, step: Step) -> Both:
     """Those of the keys, and of the queries."""
     of_keys = positions_T if step.tokens_U is None else positions_T[step.tokens_U]
-    return Both(torch.cat([positions_T, of_keys]), torch.cat([positions_T, positions_T[step.rows_S]]))
+    of_rows = positions_T[step.rows_S[: step.behind]]
+    return Both(torch.cat([positions_T, of_keys]), torch.cat([positions_T, of_rows]))
 
 
 def stack_rows(layer: Any, vllm_config: VllmConfig, select: Selection) -> str:
@@ -113,10 +132,20 @@ def stack_rows(layer: Any, vllm_config: VllmConfig, select: Selection) -> str:
 
 def open_projection(layer: Any) -> None:
     """Let a layer's projection, which vLLM has wrapped for LoRA, keep the base's share for PT."""
-    attention = next(child for child in layer.children() if hasattr(child, "qkv_proj"))
-    if not hasattr(attention.qkv_proj, "base_layer"):
-        raise ValueError(f"vLLM has not wrapped {type(attention.qkv_proj).__name__} for LoRA")
-    mix(attention.qkv_proj, _BaseKept)
+    projection = opened_attention(layer).qkv_proj
+    if not hasattr(projection, "base_layer"):
+        raise ValueError(f"vLLM has not wrapped {type(projection).__name__} for LoRA")
+    mix(projection, _BaseKept)
+
+
+def opened_attention(layer: Any) -> Any:
+    """The attention of a layer that has been opened, or wrapped."""
+    return next(child for child in layer.children() if hasattr(child, "qkv_proj"))
+
+
+def lora_mapping(layer: Any) -> Any:
+    """Which adapter each token of a step has, in vLLM's form: one for all layers."""
+    return opened_attention(layer).qkv_proj.punica_wrapper
 
 
 def _with_own_cache(attn: Any, vllm_config: VllmConfig, select: Selection) -> Any:
@@ -141,8 +170,8 @@ class _StackedNorm:
             normed, x = self._add_and_norm(x, residual.x)
             return Normed(normed, residual.step), Stacked(x, residual.step)
         if isinstance(residual, Stacked):
-            rows_S = residual.step.rows_S
-            of_ft_SH, of_pt_SH = x[rows_S], x[x.shape[0] - rows_S.shape[0] :].clone()
+            step = residual.step
+            of_ft_SH, of_pt_SH = x[step.rows_S], x[x.shape[0] - step.behind :].clone()
             normed, x = self._add_and_norm(x, residual.x)
             return normed, Parted(of_ft_SH, of_pt_SH, x)
         return stock.forward(x, residual)
@@ -168,15 +197,15 @@ class _BaseKept:
         stock: Any = super()
         if not isinstance(normed, Normed):
             return stock.forward(normed)
-        base, tokens_U = self.base_layer, normed.step.tokens_U
-        tokens = normed.x.shape[0] - normed.step.rows_S.shape[0]
+        base, step, tokens_U = self.base_layer, normed.step, normed.step.tokens_U
+        tokens = normed.x.shape[0] - step.behind
         query, key = base.num_heads * base.head_size, base.num_kv_heads * base.head_size
         product = base.quant_method.apply(base, normed.x, base.bias)
         of_pt = product[:tokens, query:]
         of_pt = of_pt.clone() if tokens_U is None else of_pt[tokens_U]
         query_Q, key_K, value_K = self._apply_lora_to_output(normed.x, product).split([query, key, key], -1)
         keys = torch.cat([key_K[:tokens], of_pt[:, :key]])
-        return _Projected(query_Q, keys, Values(value_K[:tokens], of_pt[:, key:])), None
+        return _Projected(query_Q, keys, Values(value_K[:tokens], of_pt[:, key:], step.apart)), None
 
 
 class _TwoCaches:
@@ -188,4 +217,7 @@ class _TwoCaches:
             return stock.forward(query, key, value, *args, **kwargs)
         [pt], tokens = self.of_pt, value.tokens_TK.shape[0]
         of_ft = stock.forward(query[:tokens], key[:tokens], value.tokens_TK)
-        return torch.cat([of_ft, pt(query[tokens:], key[tokens:], value.of_pt_UK)])
+        if value.apart is not None:
+            value.apart.append(Keys(key[tokens:], value.of_pt))
+            return of_ft
+        return torch.cat([of_ft, pt(query[tokens:], key[tokens:], value.of_pt)])

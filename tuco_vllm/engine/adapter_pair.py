@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.engine.adapter_model import AdapterScoringModel
 from tuco_vllm.engine.compat import SupportsLoRA, VllmConfig, WeightsMapper
-from tuco_vllm.engine.pair_config import refuse_unsupported
+from tuco_vllm.engine.pair_config import refuse_unsupported, rows_are_wide
 from tuco_vllm.engine.pair_model import TucoForCausalLM
 from tuco_vllm.engine.parent_watch import end_with_parent
 from tuco_vllm.engine.pooler import ContributionPooler
 from tuco_vllm.engine.scoring_rows import ScoringRows
 from tuco_vllm.engine.start_stages import tell
 from tuco_vllm.engine.weights import load_pair
+from tuco_vllm.families import FAMILIES
 
 
 class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
@@ -37,7 +38,8 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
         self.config = model.hf_config
         has_weights = vllm_config.load_config.load_format != "dummy"
         self.pair = resolve_pair(model.model, model.model, weights=has_weights)
-        self.dtype, self.wide, self.scores_prompts = model.dtype, False, True
+        self.dtype, self.scores_prompts = model.dtype, True
+        self.wide = rows_are_wide(vllm_config, FAMILIES[self.pair.ft.architecture])
         self._has_heads = False
         self.mapped = (0, 0)
         """Tokens of the batch, and rows behind them, in vLLM's mapping of adapters (``adapters_v1``)."""
@@ -46,6 +48,7 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
             vllm_config=vllm_config,
             prefix="model",
             architecture=self.pair.ft.architecture,
+            wide=self.wide,
             select=self.rows.select,
         )
         self.pooler = ContributionPooler()
@@ -59,13 +62,18 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
         """Once vLLM has put its LoRA layers around the linear ones."""
         self.model.adapters_wrapped()
 
+    def rows_behind(self, rows: int) -> int:
+        """How many of a step's rows stand behind its tokens, in vLLM's eyes."""
+        return 0 if self.wide else rows
+
     def _run(self, input_ids: Tensor, positions: Tensor, rows_R: Tensor, *_: Any) -> Any:
         tokens, rows = self.mapped
-        if (len(positions), len(rows_R)) != (tokens, rows):
+        if (len(positions), self.rows_behind(len(rows_R))) != (tokens, rows):
             raise RuntimeError(
                 f"adapters are mapped for {tokens} tokens and {rows} rows, the step has {len(positions)} and "
                 f"{len(rows_R)}: please report this"
             )
+        self.model.tell_rows(rows_R)
         return self.model(input_ids, positions, rows_R)
 
     def load_heads(self) -> None:

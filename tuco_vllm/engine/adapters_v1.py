@@ -46,6 +46,7 @@ class AdapterRunner:
         rows = self._rows_behind
         if rows is None:
             rows = self.model.rows.count_without_requests(len(of_tokens))
+        rows = self.model.rows_behind(rows)
         self.model.mapped = (len(of_tokens), rows)
         super()._set_active_loras(of_prompts, (*of_tokens, *(0,) * rows), *args, **kwargs)  # type: ignore[misc]
 

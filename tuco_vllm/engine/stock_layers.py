@@ -123,19 +123,24 @@ def query_rows(layer: Any, vllm_config: VllmConfig, select: Selection, wide: boo
     """
     if isinstance(layer, OwnForm):
         return layer.query_rows(select)
-    norms, attention = norms_of(in_one_form(layer)), attention_of(layer)
-    rounds = _norms_rounded_sum(vllm_config)
-    for norm in norms:
-        # vLLM's kernel is for weights of the stream's dtype; Gemma's norm brings 1 + w in float32.
-        norm.rounds_sum = rounds and not isinstance(norm, GemmaRMSNorm)
-        norm.rounds_sum |= isinstance(layer, GraniteDecoderLayer)
-        norm.wide, norm.row_dtype = wide, torch.float32 if wide else vllm_config.model_config.dtype
-        mix(norm, _RowsNorm)
+    attention = attention_of(layer)
+    open_norms_on_rows(layer, vllm_config, wide)
     cut_projections(attention, vllm_config, wide)
     attention.attn.attn_backend = rows_backend(attention.attn.attn_backend, select)
     if wide:
         widen(layer, attention)
     return str(attention.attn.layer_name)
+
+
+def open_norms_on_rows(layer: Any, vllm_config: VllmConfig, wide: bool) -> None:
+    """Let a layer's norms act on rows."""
+    rounds = _norms_rounded_sum(vllm_config)
+    for norm in norms_of(in_one_form(layer)):
+        # vLLM's kernel is for weights of the stream's dtype; Gemma's norm brings 1 + w in float32.
+        norm.rounds_sum = rounds and not isinstance(norm, GemmaRMSNorm)
+        norm.rounds_sum |= isinstance(layer, GraniteDecoderLayer)
+        norm.wide, norm.row_dtype = wide, torch.float32 if wide else vllm_config.model_config.dtype
+        mix(norm, _RowsNorm)
 
 
 class _KeepingNorm:
