@@ -146,6 +146,9 @@ class _Queries(NamedTuple):
 class _QueriesOfBoth:
     """PT's queries, and FT's, which have their adapters' share; keys are in the cache, or at hand."""
 
+    adapted: Any
+    """The stock layer's projection, as vLLM has wrapped it; in a tuple."""
+
     def forward(self: Any, normed: _Normed) -> tuple[_Queries, None]:
         size, [adapted] = self.num_heads * self.head_size, self.adapted
         bias = None if self.bias is None else self.bias[:size]

@@ -19,6 +19,8 @@ class PairWorker(PlatformWorker):
         """As stock; then the runner, if it is a V1 one."""
         super().init_device()
         stock = type(self.model_runner)
+        if self.vllm_config.lora_config is not None and not issubclass(stock, GPUModelRunnerV1):
+            raise ValueError("adapters run on vLLM's runner V1 yet: set VLLM_USE_V2_MODEL_RUNNER=0")
         if issubclass(stock, GPUModelRunnerV1):
             ours: tuple[type, ...] = (_RUNNERS[self.model_config.runner_type], stock)
             if self.vllm_config.lora_config is not None:
