@@ -6,12 +6,13 @@ vllm. Whatever is wrong is an ``InputError`` of one line that names the mend.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuco_vllm.checkpoint_files import TOKENIZER_FILES, read_header, read_json
 from tuco_vllm.errors import InputError
@@ -42,9 +43,20 @@ _REFUSED = {
     "alora_invocation_tokens": "it acts from certain tokens on only (aLoRA)",
     "use_qalora": "it is a QALoRA",
     "use_bdlora": "it is a block-diagonal LoRA",
+    "kasa_config": "it is a KaSA, which changes its base's weights",
+    "monteclora_config": "it is a MonteCLoRA",
+    "arrow_config": "it routes between several adapters (Arrow)",
     "fan_in_fan_out": "its base keeps weights the other way round (fan_in_fan_out)",
 }
 """Keys of adapter_config.json that, if they say anything, rule an adapter out, each with the reason."""
+
+
+class Half(NamedTuple):
+    """What one of its tensors is: A or B of a module."""
+
+    module: str
+    """By its name in the base's checkpoint."""
+    side: str
 
 
 @dataclass(frozen=True)
@@ -70,11 +82,45 @@ class Adapter:
     @property
     def rank(self) -> int:
         """The largest of its ranks."""
-        return max(int(shape[0]) for name, shape in self.tensors.items() if _half(name).endswith("A"))
+        halves = ((self.half_of(name), shape) for name, shape in self.tensors.items())
+        return max(int(shape[0]) for half, shape in halves if half and half.side == "A")
 
     def adapts(self, module: str) -> bool:
         """Whether it changes a module of this name, "embed_tokens" or "lm_head"."""
-        return any(_half(name) and f".{module}.lora_" in f".{name}" for name in self.tensors)
+        halves = (self.half_of(name) for name in self.tensors)
+        return any(half and half.module.split(".")[-1] == module for half in halves)
+
+    @staticmethod
+    def half_of(name: str) -> Half | None:
+        """What a tensor of it is; None for what is no part of the sum, such as a copy of the base's."""
+        found = _TENSOR.match(name)
+        return Half(found["module"], found["half"][-1]) if found else None
+
+    def rank_of(self, module: str) -> int:
+        """The rank that PEFT gives a module."""
+        return int(self._stated("r", "rank_pattern", module))
+
+    def scale(self, module: str) -> float:
+        """s, by which B A is multiplied: alpha over the rank or, with rsLoRA, over its root."""
+        rank = self.rank_of(module)
+        alpha = float(self._stated("lora_alpha", "alpha_pattern", module))
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _stated(self, key: str, patterns: str, module: str) -> Any:
+        """By the first pattern that matches the end of a module's name."""
+        for pattern, value in (self.config.get(patterns) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        return self.config[key]
+
+    def summary(self) -> list[str]:
+        """Lines for people: what of its base it changes."""
+        halves = [half for half in map(self.half_of, self.tensors) if half and half.side == "A"]
+        kinds = sorted({half.module.split(".")[-1] for half in halves})
+        return [
+            f"FT is PT under the adapter {self.name}, of rank {self.rank}: {len(halves)} weights changed",
+            f"  {', '.join(kinds)}",
+        ]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -127,21 +173,21 @@ def expect_fit(adapter: Adapter, base: str, shapes: Mapping[str, Shape]) -> None
 
     halves: dict[str, dict[str, Shape]] = {}
     for name, shape in adapter.tensors.items():
-        found, copy = _TENSOR.match(name), _BASE_COPY.match(name)
+        half, copy = adapter.half_of(name), _BASE_COPY.match(name)
         if copy and weight(copy["module"]) == shape:
             continue  # PEFT saves the embedding too where that is adapted
-        if not found:
+        if half is None:
             raise InputError(
                 f"the adapter {adapter.name} has a tensor {name}, which is no part of a LoRA: {MERGE}"
             )
-        halves.setdefault(found["module"], {})[found["half"][-1]] = shape
+        halves.setdefault(half.module, {})[half.side] = shape
     if not halves:
         raise InputError(
             f"the adapter {adapter.name} has no LoRA tensors: save it with peft's save_pretrained"
         )
     for module, parts in halves.items():
         own, embeds = weight(module), module.endswith("embed_tokens")
-        rank = _rank(adapter.config, module)
+        rank = adapter.rank_of(module)
         outputs, inputs = (own or (0, 0))[::-1] if embeds else own or (0, 0)
         if own is None or parts != {"A": (rank, inputs), "B": (outputs, rank)}:
             raise InputError(
@@ -154,16 +200,3 @@ def shapes_of(file: Path) -> dict[str, Shape]:
     """Of a safetensors file's tensors, by name."""
     header = json.loads(read_header(file)[0])
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-
-
-def _half(name: str) -> str:
-    found = _TENSOR.match(name)
-    return found["half"] if found else ""
-
-
-def _rank(config: Mapping[str, Any], module: str) -> int:
-    """The rank that PEFT gives a module: by the first pattern that matches the end of its name."""
-    for pattern, rank in (config.get("rank_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return int(rank)
-    return int(config["r"])

@@ -80,10 +80,14 @@ def _score(arguments: argparse.Namespace) -> int:
     from tuco_vllm.analysis.tables import print_summary
     from tuco_vllm.config import expect_row_dtype, resolve_pair
     from tuco_vllm.corpus.run import score_corpus
+    from tuco_vllm.score_requests import expect_streams
 
     job = _score_job(arguments)
     pair = resolve_pair(arguments.pt, arguments.ft, trust_remote_code=arguments.trust_remote_code)
     expect_row_dtype(pair, arguments.row_dtype)
+    expect_streams(pair.ft.adapter, job.more)
+    if pair.note:
+        print(f"tuco: {pair.note}", file=sys.stderr)
 
     def open_pipeline(tokens: int) -> "Pipeline":
         from tuco_vllm.corpus.cluster import Cluster
@@ -177,9 +181,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    if (arguments.pt is None) != (arguments.ft is None):
+    if arguments.ft is None and arguments.pt is not None:
         raise InputError("give both --pt and --ft, or neither")
-    if arguments.prompts is not None and arguments.pt is None:
+    if arguments.prompts is not None and arguments.ft is None:
         raise InputError("--prompts are for a pair: give --pt and --ft too")
     from tuco_vllm.doctor import run_doctor
 
@@ -207,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=_directory, default=Path("tuco-demo"), help="default: %(default)s")
     doctor = command("doctor", _doctor, "What would work here: versions, backend and, if named, a pair.")
     doctor.add_argument("--pt", help="pre-trained model")
-    doctor.add_argument("--ft", help="fine-tuned model")
+    doctor.add_argument("--ft", help="fine-tuned model, or a LoRA adapter, which names its --pt itself")
     doctor.add_argument(
         "--prompts", type=Path, metavar="FILE", help="what to try the pair on; default: demo's"
     )
@@ -218,8 +222,8 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     inputs = "files, globs, directories, URLs or pipes; also .gz, .zst and .bz2"
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
-    add("--pt", required=True, metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
-    add("--ft", required=True, metavar="F", help="the model fine-tuned from it")
+    add("--pt", metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
+    add("--ft", required=True, metavar="F", help="the model fine-tuned from it, or a LoRA adapter of it")
     add("--out", required=True, type=_directory, metavar="DIR", help="local directory for the Parquet parts")
     formats = ("auto", "jsonl", "csv", "parquet", "txt")
     add("--format", choices=formats, default="auto", help="default: by extension")

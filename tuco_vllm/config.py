@@ -56,6 +56,11 @@ class Checkpoint:
     """Of an FT that is a base model under an adapter; ``name`` is then the adapter's, all else the base's."""
 
     @property
+    def source(self) -> Path:
+        """Where what the caller named lies: its own files, or the adapter's."""
+        return self.adapter.directory if self.adapter else self.directory
+
+    @property
     def tokenizer_directory(self) -> Path:
         """Where its tokenizer and chat template lie: an adapter may bring its own."""
         if self.adapter and any((self.adapter.directory / name).is_file() for name in _TOKENIZERS):

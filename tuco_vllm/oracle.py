@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModel
 
 from tuco_vllm import decomposition, metrics
+from tuco_vllm.adapter import Adapter
+from tuco_vllm.adapter_hooks import put_on
 from tuco_vllm.records import TucoScore
 
 
@@ -35,6 +37,7 @@ class Oracle:
             "sdpa", its default and the speed baseline's, drops soft-caps without a word.
         from_disk: leave the weights in their files and read each as it is used (by accelerate), on a CPU: any
             pair fits, at a reading of both a call.
+        adapter: what FT has beside the weights of ``ft``, which is then its base.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Oracle:
         device: str = "cpu",
         attention: str = "eager",
         from_disk: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
         def load(path: str | Path) -> nn.Module:
             return AutoModel.from_pretrained(
@@ -61,6 +65,8 @@ class Oracle:
 
         self._converted = TemporaryDirectory(prefix="tuco-oracle-")
         self.pt, self.ft = load(pt), load(ft)
+        if adapter is not None:
+            put_on(self.ft, adapter, dtype)
         self.dtype, self.device = dtype, device
 
     def score(self, token_ids: Sequence[int]) -> TucoScore:

@@ -19,13 +19,15 @@ def run_doctor(pt: str | None = None, ft: str | None = None, prompts: Path | Non
     healthy = print_environment(console)
     if ft is None and pt is None:
         return 0 if healthy else 3
-    if ft is None or pt is None:
-        raise InputError("a pair is two models: give both --pt and --ft")
+    if ft is None:
+        raise InputError("a pair is two models: give --ft too")
     pair = resolve_pair(pt, ft)
     sizes = ", ".join(f"{key} {value}" for key, value in pair.ft.sizes.items())
     console.print(f"Pair fits: {pair.ft.architecture}, {sizes}")
     console.print(f"  PT {pair.pt.directory}  {pair.pt.fingerprint[:16]}")
-    console.print(f"  FT {pair.ft.directory}  {pair.ft.fingerprint[:16]}")
+    if pair.note:
+        console.print(f"  {pair.note}")
+    console.print(f"  FT {pair.ft.source}  {pair.ft.fingerprint[:16]}")
     if not healthy:
         raise EngineError("the pair was not examined: see the table for what is missing")
     from tuco_vllm.doctor.examination import examine  # torch and vLLM, which may be what is missing

@@ -36,10 +36,11 @@ STEERED_PROMPTS, STEERED_TOKENS = 2, 64
 
 def examine(pair: ModelPair, prompts: Path | None, console: Console) -> None:
     """Print what is found; starts a scoring engine, then a generating one. Raises InputError, EngineError."""
-    pt_tokenizer, tokenizer = (load_tokenizer(checkpoint.directory) for checkpoint in (pair.pt, pair.ft))
+    pt_tokenizer, tokenizer = (load_tokenizer(side.tokenizer_directory) for side in (pair.pt, pair.ft))
     path = prompts or PROMPTS
     sample = sample_of(path, tokenizer, pair)
-    _say(console, "Weights", shared_tensors(pair).summary())
+    adapter = pair.ft.adapter
+    _say(console, "Weights", shared_tensors(pair).summary() if adapter is None else adapter.summary())
     _say(console, "Prompts", template_facts(pt_tokenizer, tokenizer))
     console.print(
         f"Scoring {len(sample)} prompts of {path.name}, then with a float32 reference from disk ..."
@@ -47,9 +48,11 @@ def examine(pair: ModelPair, prompts: Path | None, console: Console) -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # that weights are on disk is meant
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    reference = Oracle(pair.pt.directory, pair.ft.directory, dtype=torch.float32, from_disk=True)
+    reference = Oracle(
+        pair.pt.directory, pair.ft.directory, dtype=torch.float32, from_disk=True, adapter=adapter
+    )
     engine: dict[str, Any] = {"enforce_eager": True, "max_model_len": SAMPLE_TOKENS}
-    with TucoLLM(pair.pt.directory, pair.ft.directory, **engine) as llm:
+    with TucoLLM(pair.pt.directory, pair.ft.source, **engine) as llm:
         scores, dtype = llm.score(list(sample)), llm.dtype
         if llm.row_dtype != dtype:
             dtype = f"{dtype} with {llm.row_dtype} rows"
@@ -57,7 +60,9 @@ def examine(pair: ModelPair, prompts: Path | None, console: Console) -> None:
     console.print(_precision_table(found))
     console.print(found.verdict())
     short = [ids[-STEERED_TOKENS:] for ids in sample[:STEERED_PROMPTS]]
-    with TucoLLM(pair.pt.directory, pair.ft.directory, task="generate", **engine) as llm:
+    if adapter is not None:
+        return  # adapters are not steered, yet
+    with TucoLLM(pair.pt.directory, pair.ft.source, task="generate", **engine) as llm:
         steered = steer_both_ways(llm, short, reference)
     residual = f"x_L = x_0 + P + F in the reference, to {stream_error(reference, short[0]):.1e}"
     _say(console, "Identities", [*steered.summary(), residual])
