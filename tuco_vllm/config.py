@@ -6,15 +6,10 @@ Reads JSON and the headers of safetensors files only: neither torch nor vllm. Wh
 
 import hashlib
 import json
-import os
-import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from huggingface_hub import errors as hub
-from huggingface_hub import snapshot_download
 
 from tuco_vllm.adapter import BASE, MERGE, Adapter, expect_fit, is_adapter, read_adapter, shapes_of
 from tuco_vllm.checkpoint_files import (
@@ -26,6 +21,7 @@ from tuco_vllm.checkpoint_files import (
 )
 from tuco_vllm.errors import InputError
 from tuco_vllm.families import FAMILIES, architecture_of, reason_against, text_of
+from tuco_vllm.hub import CONFIG_FILES, fetch, find_model, local_path
 
 PAIRED_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 """What PT and FT must share: layers are compared one by one on one residual stream, and both models' KV
@@ -36,9 +32,6 @@ ROW_DTYPES = ("auto", "float32", "model")
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files without which there is no tokenizer."""
-
-_CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
-_OTHER_FORMATS = ["*/*", "consolidated*"]  # of the same weights
 
 
 @dataclass(frozen=True)
@@ -125,7 +118,7 @@ def resolve_pair(
     Raises:
         InputError: anything about the models that would make scoring fail or be wrong.
     """
-    directory = _find("FT", str(ft))
+    directory = find_model("FT", str(ft))
     if is_adapter(directory):
         return _adapter_pair(pt, str(ft), directory, trust_remote_code)
     if pt is None:
@@ -145,11 +138,11 @@ def resolve_adapter(name: str | Path, base: Checkpoint) -> tuple[Adapter, str]:
     Returns it, and what cannot be known of whether it was trained on that model. InputError for what cannot
     be scored.
     """
-    directory = _find("FT", str(name))
+    directory = find_model("FT", str(name))
     if not is_adapter(directory):
         raise InputError(f"{name} is no adapter: it has no adapter_config.json")
-    if not _local(str(name)).is_dir():
-        directory = _fetch(str(name), [*_CONFIG_FILES, "adapter_model.safetensors"])
+    if not local_path(str(name)).is_dir():
+        directory = fetch(str(name), [*CONFIG_FILES, "adapter_model.safetensors"])
     adapter = read_adapter(str(name), directory)
     shapes = [shapes_of(file) for file in weight_files(base.directory)]
     expect_fit(adapter, base.name, {tensor: shape for file in shapes for tensor, shape in file.items()})
@@ -177,7 +170,7 @@ def _doubt_of_base(adapter: Adapter, base: Checkpoint) -> str:
         return ""
     try:
         directory = (
-            _local(named) if _local(named).is_dir() else _fetch(named, ["*.safetensors"], at_hand=True)
+            local_path(named) if local_path(named).is_dir() else fetch(named, ["*.safetensors"], at_hand=True)
         )
         same = directory.samefile(base.directory) or weight_samples(directory) == weight_samples(
             base.directory
@@ -195,8 +188,8 @@ def _doubt_of_base(adapter: Adapter, base: Checkpoint) -> str:
 
 
 def _fetch_weights(checkpoint: Checkpoint) -> None:
-    if not _local(checkpoint.name).is_dir():
-        _fetch(checkpoint.name, [*_CONFIG_FILES, "*.safetensors"], commit=checkpoint.directory.name)
+    if not local_path(checkpoint.name).is_dir():
+        fetch(checkpoint.name, [*CONFIG_FILES, "*.safetensors"], commit=checkpoint.directory.name)
     for file in weight_files(checkpoint.directory):
         read_header(file)
 
@@ -214,7 +207,7 @@ def expect_row_dtype(pair: ModelPair, row_dtype: str) -> None:
 
 def _read_checkpoint(role: str, name: str, trust_remote_code: bool) -> Checkpoint:
     """Find the directory and check all that one model's config says by itself."""
-    directory = _find(role, name)
+    directory = find_model(role, name)
     if is_adapter(directory):
         raise InputError(f"{role} {name} is an adapter, not a full model: give it as FT, and its base as PT")
     if not (directory / "config.json").is_file():
@@ -246,55 +239,3 @@ def _check_fit(pt: Checkpoint, ft: Checkpoint) -> None:
             f"PT {pt.name} and FT {ft.name} do not fit together ({', '.join(different)}): PT must be the "
             "model that FT was fine-tuned from"
         )
-
-
-def _find(role: str, name: str) -> Path:
-    """The directory of a model: as given, or the hub's snapshot of it with all but the weights."""
-    path = _local(name)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise InputError(f"{role} {name} is a file: give the model's directory")
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", name):
-        raise InputError(f"{role} {name}: there is no such directory (and a hub id is org/name[@revision])")
-    return _fetch(name, _CONFIG_FILES)
-
-
-def _local(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # Path.expanduser raises on an unknown ~user
-
-
-def _fetch(name: str, patterns: list[str], commit: str | None = None, at_hand: bool = False) -> Path:
-    """Files of a hub id from the local cache or, unless they must be ``at_hand``, the hub.
-
-    ``commit`` keeps two fetches on one version.
-    """
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=commit or revision or None,
-                allow_patterns=patterns,
-                ignore_patterns=_OTHER_FORMATS,
-                local_files_only=at_hand,
-            )
-        )
-    except hub.GatedRepoError as error:  # a kind of RepositoryNotFoundError, so it comes first
-        raise InputError(
-            f"{name} is gated: accept its terms on its hub page, then log in (hf auth login, or set HF_TOKEN)"
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise InputError(f"{repository} has no revision {revision!r} on the hub") from error
-    except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
-        raise InputError(
-            f"{name}: no such directory, and no such model on the hub (if it is private, set HF_TOKEN)"
-        ) from error
-    except hub.LocalEntryNotFoundError as error:
-        raise InputError(
-            f"{name}: no such directory, not (wholly) in the hub cache, and the hub is out of reach (no "
-            f"network, or HF_HUB_OFFLINE=1): fetch it where it is not, with hf download {repository}"
-        ) from error
-    except Exception as error:  # proxies, TLS, a full disk: to the caller, one thing
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{name} could not be fetched: {type(error).__name__}: {reason}") from error

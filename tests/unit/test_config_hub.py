@@ -10,7 +10,7 @@ import pytest
 from fake_checkpoint import write_model
 from huggingface_hub.utils import get_session
 
-from tuco_vllm import config
+from tuco_vllm import hub as tuco_hub
 from tuco_vllm.config import Checkpoint, resolve_pair
 from tuco_vllm.errors import InputError
 
@@ -72,7 +72,7 @@ def test_each_failure_of_the_hub_has_its_own_message(tmp_path, monkeypatch, erro
     def fail(*_, **__):
         raise error()
 
-    monkeypatch.setattr(config, "snapshot_download", fail)
+    monkeypatch.setattr(tuco_hub, "snapshot_download", fail)
     with pytest.raises(InputError) as caught:
         resolve_pair("org/model@v2", ft)
     assert message in str(caught.value)
@@ -89,7 +89,7 @@ def test_weights_are_fetched_after_the_configs_fit_and_at_the_same_commit(tmp_pa
         fetched.append((repository, revision, "*.safetensors" in allow_patterns))
         return str(snapshot)
 
-    monkeypatch.setattr(config, "snapshot_download", download)
+    monkeypatch.setattr(tuco_hub, "snapshot_download", download)
     with pytest.raises(InputError, match="hidden_size 32 and 16"):
         resolve_pair("org/model", ft)
     assert fetched == [("org/model", None, False)]
@@ -101,7 +101,7 @@ def test_weights_are_fetched_after_the_configs_fit_and_at_the_same_commit(tmp_pa
 def test_a_directory_goes_before_a_hub_id(tmp_path, monkeypatch):
     write_model(tmp_path / "org" / "model")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "snapshot_download", None)
+    monkeypatch.setattr(tuco_hub, "snapshot_download", None)
     assert resolve_pair("org/model", "org/model").pt == Checkpoint(
         "org/model", tmp_path / "org" / "model", {}
     )

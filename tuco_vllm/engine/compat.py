@@ -39,6 +39,17 @@ backend_layers.py: what vLLM's Transformers backend makes of Hugging Face's laye
     vllm.model_executor.models.transformers.base.VLLM_ATTN_ATTR,
     vllm.model_executor.models.transformers.fusers.qkv.QKVFuser.merged_name,
     vllm.model_executor.models.transformers.fusers.rms_norm.TPAwareRMSNorm, QKVParallelLinear.total_num_heads
+adapter_pair.py, adapter_layers.py, adapter_rows.py: base products and an adapter's share apart, a row's
+adapter. Until: LoRA layers give both, and take a mapping of rows.
+    SupportsLoRA, WeightsMapper(orig_to_new_prefix=),
+    vllm.lora.layers.base_linear.BaseLinearLayerWithLoRA._apply_lora_to_output(x, output), .base_layer,
+    .lora_a_stacked, .lora_b_stacked,
+    vllm.lora.punica_wrapper.punica_base.PunicaWrapperBase.token_lora_indices
+adapters_v1.py: PT's rows behind a step's tokens, in LoRA's mapping. Until: runner V1 goes.
+    GPUModelRunnerV1.load_lora_model(model, vllm_config, device), .set_active_loras(),
+    ._set_active_loras(prompt_lora_mapping, token_lora_mapping), .lora_config
+adapter_requests.py: which ranks an engine may be made for, and a request's adapter. Until: both are public.
+    LoRARequest(lora_name, lora_int_id, lora_path), MaxLoRARanks
 rows.py, stock_layers.py, scoring_rows.py, steering_rows.py: PT queries some rows against all keys. Until: an
 attention layer may be called with fewer queries than keys.
     vllm.model_executor.layers.attention.Attention.attn_backend, .attn_type, .layer_name,
