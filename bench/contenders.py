@@ -26,6 +26,9 @@ Norms = list[list[list[float]]]
 Run = Callable[[Prompts], Any]
 
 
+_NOT_VLLMS = ("pt", "ft", "compiled", "adapter")
+
+
 @dataclass(frozen=True)
 class Spec:
     """What every contender is built from."""
@@ -38,6 +41,8 @@ class Spec:
     max_num_seqs: int
     max_num_batched_tokens: int = 2048
     kv_cache_memory_bytes: int = 1 << 30
+    adapter: str = ""
+    """Of contenders that run PT under one, which then is its base."""
 
     def engine_args(self) -> dict[str, Any]:
         """The settings of every vLLM engine."""
@@ -49,7 +54,7 @@ class Spec:
             "skip_tokenizer_init": True,
             "enable_prefix_caching": False,
             "enforce_eager": not self.compiled,
-            **{name: value for name, value in given.items() if name not in ("pt", "ft", "compiled")},
+            **{name: value for name, value in given.items() if name not in _NOT_VLLMS},
         }
 
 
@@ -88,6 +93,21 @@ def stock(spec: Spec) -> Run:
     return _vllm(spec, "embed")
 
 
+def stock_adapter(spec: Spec) -> Run:
+    """PT under the adapter, by vLLM itself."""
+    return _vllm(spec, "embed")
+
+
+def tuco_adapter(spec: Spec) -> Run:
+    """Ours, of PT and the adapter."""
+    return _vllm(spec, "classify", architectures=["TucoAdaptersForCausalLM"])
+
+
+def tuco_adapter_model_rows(spec: Spec) -> Run:
+    """The same with rows in a 16-bit model's dtype."""
+    return _vllm(spec, "classify", architectures=["TucoAdaptersForCausalLM"], tuco_row_dtype="model")
+
+
 def pt_all_tokens(spec: Spec) -> Run:
     """Two passes inside vLLM."""
     from two_pass_model import ARCHITECTURE, TwoPassForCausalLM
@@ -119,16 +139,23 @@ CONTENDERS = {
     builder.__name__: builder
     for builder in (tuco, tuco_model_rows, stock, pt_all_tokens, hf_batch1, hf_batched, hf_causal_lms)
 }
-SCORES = [name for name in CONTENDERS if name != "stock"]
+ADAPTERS = {each.__name__: each for each in (stock_adapter, tuco_adapter, tuco_adapter_model_rows)}
+"""Of a base and an adapter (``adapters.py``)."""
+
+SCORES = [name for name in (*CONTENDERS, *ADAPTERS) if not name.startswith("stock")]
 """Those that return norms."""
 
 
 def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
     from vllm import EngineArgs, LLMEngine, PoolingParams
+    from vllm.lora.request import LoRARequest
 
-    engine = LLMEngine.from_engine_args(
-        EngineArgs(model=spec.ft, hf_overrides=overrides, **spec.engine_args())
-    )
+    args: dict[str, Any] = {"model": spec.ft, **spec.engine_args()}
+    lora = None
+    if spec.adapter:
+        args |= {"model": spec.pt, "enable_lora": True, "max_lora_rank": 64}
+        lora = LoRARequest("adapter", 1, spec.adapter)
+    engine = LLMEngine.from_engine_args(EngineArgs(hf_overrides=overrides, **args))
 
     def run(prompts: Prompts) -> list[Any]:
         for index, prompt in enumerate(prompts):
@@ -138,7 +165,7 @@ def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
                 ids, params = prompt.token_ids, PoolingParams(task=task, extra_kwargs=rows)
                 if prompt.asked.targets:
                     engine.collective_rpc("load_heads")  # once; then it does nothing
-            engine.add_request(str(index), {"prompt_token_ids": ids}, params)
+            engine.add_request(str(index), {"prompt_token_ids": ids}, params, lora_request=lora)
         results: dict[str, Any] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():
@@ -234,7 +261,7 @@ def _serve(pipe: Connection, name: str, spec: Spec) -> None:
 def _take_turns(pipe: Connection, name: str, spec: Spec) -> None:
     import torch
 
-    run = CONTENDERS[name](spec)
+    run = (CONTENDERS | ADAPTERS)[name](spec)
     pipe.send(torch.get_num_threads())
     while True:
         try:

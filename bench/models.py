@@ -131,6 +131,26 @@ def write_pair(shape: Shape, directory: Path, dtype: str = "float32") -> tuple[s
     return paths[0], paths[1]
 
 
+def write_adapter(base: str, directory: Path, rank: int, dtype: str) -> tuple[str, str]:
+    """Save a random LoRA adapter of all linear layers, and the model merged; returns both directories."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    wrapped = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=names))
+    generator = torch.Generator().manual_seed(rank)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise / (2 * parameter.shape[-1]) ** 0.5)
+    wrapped.to(getattr(torch, dtype)).save_pretrained(directory / "adapter")
+    wrapped.merge_and_unload().save_pretrained(directory / "merged")
+    return str(directory / "adapter"), str(directory / "merged")
+
+
 def config_of(shape: Shape) -> Any:
     """The Hugging Face config of a shape."""
     from transformers import Gemma2Config, LlamaConfig
