@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What a score of an adapter costs.")
     parser.add_argument("--shapes", default="gqa,mha", help="of " + ",".join(SHAPES))
     parser.add_argument("--lengths", default="256,512", help="tokens of a prompt")
-    parser.add_argument("--ranks", default="16")
+    parser.add_argument("--ranks", default="16", help="of 8, 16, 32, 64")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=8, help="prompts a turn")

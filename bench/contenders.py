@@ -6,6 +6,7 @@ and a slow minute of the machine hits all of them. An engine runs inside its con
 all of the work.
 """
 
+import json
 import os
 import resource
 import time
@@ -153,7 +154,8 @@ def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
     args: dict[str, Any] = {"model": spec.ft, **spec.engine_args()}
     lora = None
     if spec.adapter:
-        args |= {"model": spec.pt, "enable_lora": True, "max_lora_rank": 64}
+        rank = json.loads(Path(spec.adapter, "adapter_config.json").read_text())["r"]
+        args |= {"model": spec.pt, "enable_lora": True, "max_lora_rank": rank}
         lora = LoRARequest("adapter", 1, spec.adapter)
     engine = LLMEngine.from_engine_args(EngineArgs(hf_overrides=overrides, **args))
 
