@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tuco_vllm import __version__, interruption
 from tuco_vllm.errors import InputError, TucoError
-from tuco_vllm.steering import MAX_ALPHA
+from tuco_vllm.steering import MAX_ALPHA, MIN_ALPHA, Limits
 
 if TYPE_CHECKING:
     from tuco_vllm.corpus.pipeline import Pipeline
@@ -159,7 +159,12 @@ def _engine_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 def _serve(arguments: argparse.Namespace) -> int:
     from tuco_vllm.server.app import serve
 
-    serve(arguments.pt, arguments.ft, arguments.vllm_flags, max_alpha=arguments.max_alpha)
+    serve(
+        arguments.pt,
+        arguments.ft,
+        arguments.vllm_flags,
+        limits=Limits(arguments.min_alpha, arguments.max_alpha),
+    )
     return 0
 
 
@@ -265,7 +270,9 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--pt", required=True, metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
     add("--ft", required=True, metavar="F", help="the model fine-tuned from it")
-    add("--max-alpha", type=_alpha, default=MAX_ALPHA, metavar="A", help="default: %(default)s")
+    lowest = "of requests' alpha; below 0 is beyond the pre-trained layers; default: %(default)s"
+    add("--min-alpha", type=_min_alpha, default=MIN_ALPHA, metavar="A", help=lowest)
+    add("--max-alpha", type=_max_alpha, default=MAX_ALPHA, metavar="A", help="default: %(default)s")
     parser.epilog = "All other flags are `vllm serve`'s: --port, --api-key, --max-model-len, --dtype, ..."
 
 
@@ -277,10 +284,15 @@ def _directory(text: str) -> Path:
     return Path(text).absolute() if ":" in text else Path(text)  # a relative s3: is a URL to pyarrow
 
 
-def _alpha(text: str) -> float:
-    with suppress(ValueError):
-        if 1.0 <= (number := float(text)) < float("inf"):
-            return number
+def _min_alpha(text: str) -> float:
+    with suppress(ValueError, InputError):
+        return Limits(lowest=float(text)).checked().lowest
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number up to 1")
+
+
+def _max_alpha(text: str) -> float:
+    with suppress(ValueError, InputError):
+        return Limits(highest=float(text)).checked().highest
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
 
 

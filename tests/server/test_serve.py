@@ -175,7 +175,11 @@ def test_the_openai_client(server):
         client.completions.create(prompt="the cat", **options, extra_body={"alpha": 3})
     named, by_path = client.models.list().data
     assert (named.id, by_path.id) == (answer.model, server.pair[1]) == (MODEL, server.pair[1])
-    assert named.tuco == by_path.tuco == {"pt": server.pair[0], "ft": server.pair[1], "max_alpha": 2.0}
+    assert (
+        named.tuco
+        == by_path.tuco
+        == {"pt": server.pair[0], "ft": server.pair[1], "min_alpha": 0.0, "max_alpha": 2.0}
+    )
 
     async def chats():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY) as client:

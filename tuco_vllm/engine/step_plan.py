@@ -2,11 +2,13 @@
 
 A request needs PT on all of its tokens (alpha != 1), on its last rows only (alpha = 1 with scores), or not at
 all; PT's keys and values are needed for all tokens of the first two kinds. What a step costs follows from
-what its requests ask for, so the rows are listed per request.
+what its requests ask for, so the rows are listed per request. An alpha may be for some layers only: PT runs
+in those that any request of the step needs, and there for all of them; where a layer is outside a request's
+range its alpha is 1.
 
 Index spaces, and the suffix that names each: T tokens of the batch; U the tokens whose PT keys and values are
 written; S the rows that PT computes in full; C the rows that are scored, one for each token to be sampled,
-and of a prompt those that are asked for; M the requests that need PT, of the batch's N.
+and of a prompt those that are asked for; M the requests that need PT, of the batch's N. L layers.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tuco_vllm.steering import Steering
+from tuco_vllm.steering import Layers, Steering
 
 Indices = NDArray[np.int64]
 
@@ -33,8 +35,8 @@ class StepPlan(NamedTuple):
     """The same rows, as places in ``tokens_U``."""
     query_starts: NDArray[np.int32]
     """``[M + 1]``: where each request's rows begin among S."""
-    alpha_S: NDArray[np.float32]
-    """The alpha of every row's request."""
+    alpha_LS: NDArray[np.float32]
+    """The alpha of every row's request, by layer."""
     scored_in_S: Indices
     """The rows of C, as places among S."""
     scored_starts: Indices
@@ -43,6 +45,8 @@ class StepPlan(NamedTuple):
     """The rows of C that get logits, as places in C."""
     logits_C: Indices
     """The same rows, as places among the batch's rows of logits."""
+    pt_layers: Indices
+    """The layers in which PT runs."""
     num_logits: int
     """Rows of logits in the batch."""
 
@@ -51,6 +55,7 @@ def plan_step(
     query_starts: Sequence[int] | NDArray[np.int32],
     num_logits: Sequence[int] | NDArray[np.int32],
     steerings: Sequence[Steering],
+    num_layers: int,
     num_rows: NDArray[np.int64] | None = None,
 ) -> StepPlan | None:
     """The rows of a batch, or None where no request needs PT.
@@ -62,14 +67,15 @@ def plan_step(
     places = [place for place, steering in enumerate(steerings) if steering.needs_pt]
     if not places:
         return None
+    alpha_LM, pt_layers = _by_layer([steerings[place] for place in places], num_layers)
     starts = np.asarray(query_starts, dtype=np.int64)
     logits = np.asarray(num_logits, dtype=np.int64)
     requests_M = np.array(places, dtype=np.int64)
-    alpha_M = np.array([steerings[place].alpha for place in places], dtype=np.float32)
+    is_steered_M = np.array([steerings[place].alpha != 1.0 for place in places])
     logits_M = logits[requests_M]
     length_M = starts[requests_M + 1] - starts[requests_M]
     scored_M = logits_M if num_rows is None else np.maximum(logits_M, num_rows[requests_M])
-    rows_M = np.where(alpha_M != 1.0, length_M, scored_M)  # the last so many of a request's tokens
+    rows_M = np.where(is_steered_M, length_M, scored_M)  # the last so many of a request's tokens
     u_starts, s_starts, c_starts = _starts(length_M), _starts(rows_M), _starts(scored_M)
     logits_starts = _starts(logits)
 
@@ -81,13 +87,27 @@ def plan_step(
         rows_S=tokens_U[rows_in_U],
         rows_in_U=rows_in_U,
         query_starts=s_starts.astype(np.int32),
-        alpha_S=np.repeat(alpha_M, rows_M),
+        alpha_LS=np.repeat(alpha_LM, rows_M, axis=1),
         scored_in_S=ranges(s_starts[1:] - scored_M, scored_M),
         scored_starts=c_starts,
         sampled_in_C=ranges(c_starts[1:] - logits_M, logits_M),
         logits_C=ranges(logits_starts[requests_M], logits_M),
+        pt_layers=pt_layers,
         num_logits=int(logits_starts[-1]),
     )
+
+
+def _by_layer(steerings: list[Steering], num_layers: int) -> tuple[NDArray[np.float32], Indices]:
+    """Alpha ``[L, M]``, and the layers in which any of these requests needs PT."""
+    alpha_LM = np.ones((num_layers, len(steerings)), dtype=np.float32)
+    is_needed_L = np.zeros(num_layers, dtype=bool)
+    every = Layers(0, num_layers - 1)
+    for place, steering in enumerate(steerings):
+        first, last = steering.layers or every
+        alpha_LM[first : last + 1, place] = steering.alpha
+        first, last = steering.pt_layers or every
+        is_needed_L[first : last + 1] = True
+    return alpha_LM, np.flatnonzero(is_needed_L)
 
 
 def _starts(lengths: Indices) -> Indices:
