@@ -97,6 +97,17 @@ def test_nothing_leaks_into_other_rows_of_the_twin(dtype, case):
     assert_untouched(steer_residual_torch, case(dtype, 100))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_alpha_may_be_a_layers_row_of_a_matrix(dtype, device, case, random):
+    """As an alpha by layers comes: [L, R], and 1 where a layer is outside a row's range."""
+    for steer in (steer_residual_triton, steer_residual_torch):
+        arguments = case(dtype, 100, device)
+        alpha = random(5, len(ROWS), device=device)
+        alpha[3] = arguments[1]
+        arguments[1] = alpha[3]
+        assert_untouched(steer, arguments)
+
+
 def test_no_rows_or_only_padding(device, case, launches):
     delta, alpha, rows, *outputs = case(torch.bfloat16, 64, device)
     before = delta.clone()

@@ -52,6 +52,18 @@ def test_completions_are_the_oracles(server):
         assert choice["routed_experts"] is None
 
 
+def test_an_alpha_by_layers_in_either_place(server):
+    prompt = steered.prompts(2, longest=40, seed=30)[1]
+    for alpha in steered.RANGED:
+        for fields in ({"alpha": alpha}, {"vllm_xargs": {"alpha": alpha}}):
+            [choice] = server.complete(prompt=prompt, **fields, **GREEDY)["choices"]
+            steered.assert_greedy(server.pair, prompt, alpha, choice["token_ids"])
+    beyond = {"prompt": prompt, "alpha": steered.in_layers(0.5, 0, 3)}
+    refusal = server.post("/v1/completions", beyond)
+    assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "alpha")
+    assert refusal.json()["error"]["message"].startswith("alpha.layers must end at 2: there are 3 layers")
+
+
 def test_lists_of_prompts_and_samples(server):
     prompts = steered.prompts(3, longest=40, seed=21)
     sampled = {"max_tokens": 6, "temperature": 1.0, "seed": 3, "n": 2, "ignore_eos": True}
