@@ -70,6 +70,9 @@ def test_plan_is_its_definition(seed):
     if not wanted[0]:
         assert plan is None
         return
+    ranged = any(steering.layers for steering in steerings)
+    assert len(plan.alpha_LS) == (LAYERS if ranged else 1)
+    plan = plan._replace(alpha_LS=np.broadcast_to(plan.alpha_LS, (LAYERS, len(plan.rows_S))))
     assert [part.tolist() for part in plan[:-1]] == [list(part) for part in wanted]
     assert plan.num_logits == logits.sum()
 

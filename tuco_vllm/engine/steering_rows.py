@@ -126,7 +126,11 @@ class SteeringRows:
 
     def tensors(self, plan: StepPlan) -> RowTensors:
         """The plan's rows for the model."""
-        return RowTensors(*(self.on_device(getattr(plan, name)) for name in RowTensors._fields))
+        tensors = RowTensors(*(self.on_device(getattr(plan, name)) for name in RowTensors._fields))
+        if len(tensors.alpha_LS) == self.num_layers:
+            return tensors
+        # A copy for every layer: what is compiled takes its strides for granted.
+        return tensors._replace(alpha_LS=tensors.alpha_LS.repeat(self.num_layers, 1))
 
     def for_profiling(self, num_tokens: int) -> RowTensors:
         """Rows of the most expensive step. What a compiler sees equal here it may take for one, and vLLM

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tuco_vllm.steering import Layers, Steering
+from tuco_vllm.steering import Steering
 
 Indices = NDArray[np.int64]
 
@@ -36,7 +36,7 @@ class StepPlan(NamedTuple):
     query_starts: NDArray[np.int32]
     """``[M + 1]``: where each request's rows begin among S."""
     alpha_LS: NDArray[np.float32]
-    """The alpha of every row's request, by layer."""
+    """The alpha of every row's request, by layer; ``[1, S]`` where it is the same in all of them."""
     scored_in_S: Indices
     """The rows of C, as places among S."""
     scored_starts: Indices
@@ -67,15 +67,16 @@ def plan_step(
     places = [place for place, steering in enumerate(steerings) if steering.needs_pt]
     if not places:
         return None
-    alpha_LM, pt_layers = _by_layer([steerings[place] for place in places], num_layers)
+    steerings_M = [steerings[place] for place in places]
+    alpha_M = np.array([steering.alpha for steering in steerings_M])
+    alpha_LM, pt_layers = _by_layer(steerings_M, alpha_M.astype(np.float32), num_layers)
     starts = np.asarray(query_starts, dtype=np.int64)
     logits = np.asarray(num_logits, dtype=np.int64)
     requests_M = np.array(places, dtype=np.int64)
-    is_steered_M = np.array([steerings[place].alpha != 1.0 for place in places])
     logits_M = logits[requests_M]
     length_M = starts[requests_M + 1] - starts[requests_M]
     scored_M = logits_M if num_rows is None else np.maximum(logits_M, num_rows[requests_M])
-    rows_M = np.where(is_steered_M, length_M, scored_M)  # the last so many of a request's tokens
+    rows_M = np.where(alpha_M != 1.0, length_M, scored_M)  # the last so many of a request's tokens
     u_starts, s_starts, c_starts = _starts(length_M), _starts(rows_M), _starts(scored_M)
     logits_starts = _starts(logits)
 
@@ -87,7 +88,7 @@ def plan_step(
         rows_S=tokens_U[rows_in_U],
         rows_in_U=rows_in_U,
         query_starts=s_starts.astype(np.int32),
-        alpha_LS=np.repeat(alpha_LM, rows_M, axis=1),
+        alpha_LS=alpha_LM.take(np.repeat(np.arange(len(places)), rows_M), axis=1),
         scored_in_S=ranges(s_starts[1:] - scored_M, scored_M),
         scored_starts=c_starts,
         sampled_in_C=ranges(c_starts[1:] - logits_M, logits_M),
@@ -97,17 +98,22 @@ def plan_step(
     )
 
 
-def _by_layer(steerings: list[Steering], num_layers: int) -> tuple[NDArray[np.float32], Indices]:
-    """Alpha ``[L, M]``, and the layers in which any of these requests needs PT."""
-    alpha_LM = np.ones((num_layers, len(steerings)), dtype=np.float32)
-    is_needed_L = np.zeros(num_layers, dtype=bool)
-    every = Layers(0, num_layers - 1)
-    for place, steering in enumerate(steerings):
-        first, last = steering.layers or every
-        alpha_LM[first : last + 1, place] = steering.alpha
-        first, last = steering.pt_layers or every
+def _by_layer(
+    steerings: list[Steering], alpha_M: NDArray[np.float32], num_layers: int
+) -> tuple[NDArray[np.float32], Indices]:
+    """Alpha ``[L, M]``, or ``[1, M]`` where nobody has a range; the layers in which any request needs PT."""
+    alpha_LM, pt_layers = alpha_M[None], np.arange(num_layers)
+    ranged = [(place, steering) for place, steering in enumerate(steerings) if steering.layers is not None]
+    if not ranged:
+        return alpha_LM, pt_layers
+    alpha_LM = alpha_LM.repeat(num_layers, axis=0)
+    is_needed_L = np.full(num_layers, len(ranged) < len(steerings))
+    for place, steering in ranged:
+        first, last = steering.layers or (0, num_layers - 1)
+        alpha_LM[:first, place] = alpha_LM[last + 1 :, place] = 1.0
+        first, last = steering.pt_layers or (0, num_layers - 1)
         is_needed_L[first : last + 1] = True
-    return alpha_LM, np.flatnonzero(is_needed_L)
+    return alpha_LM, pt_layers[is_needed_L]
 
 
 def _starts(lengths: Indices) -> Indices:
