@@ -72,6 +72,7 @@ def test_plan_is_its_definition(seed):
         return
     ranged = any(steering.layers for steering in steerings)
     assert len(plan.alpha_LS) == (LAYERS if ranged else 1)
+    assert plan.alpha_LS.flags.c_contiguous
     plan = plan._replace(alpha_LS=np.broadcast_to(plan.alpha_LS, (LAYERS, len(plan.rows_S))))
     assert [part.tolist() for part in plan[:-1]] == [list(part) for part in wanted]
     assert plan.num_logits == logits.sum()

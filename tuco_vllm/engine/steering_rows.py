@@ -129,7 +129,7 @@ class SteeringRows:
         tensors = RowTensors(*(self.on_device(getattr(plan, name)) for name in RowTensors._fields))
         if len(tensors.alpha_LS) == self.num_layers:
             return tensors
-        # A copy for every layer: what is compiled takes its strides for granted.
+        # Copies, not one row seen L times: what is compiled takes strides for granted.
         return tensors._replace(alpha_LS=tensors.alpha_LS.repeat(self.num_layers, 1))
 
     def for_profiling(self, num_tokens: int) -> RowTensors:

@@ -36,7 +36,8 @@ class StepPlan(NamedTuple):
     query_starts: NDArray[np.int32]
     """``[M + 1]``: where each request's rows begin among S."""
     alpha_LS: NDArray[np.float32]
-    """The alpha of every row's request, by layer; ``[1, S]`` where it is the same in all of them."""
+    """The alpha of every row's request, by layer; ``[1, S]`` where it is the same in all of them. Row by row in
+    memory: what is compiled takes that for granted."""
     scored_in_S: Indices
     """The rows of C, as places among S."""
     scored_starts: Indices
@@ -67,9 +68,7 @@ def plan_step(
     places = [place for place, steering in enumerate(steerings) if steering.needs_pt]
     if not places:
         return None
-    steerings_M = [steerings[place] for place in places]
-    alpha_M = np.array([steering.alpha for steering in steerings_M])
-    alpha_LM, pt_layers = _by_layer(steerings_M, alpha_M.astype(np.float32), num_layers)
+    alpha_M = np.array([steerings[place].alpha for place in places])
     starts = np.asarray(query_starts, dtype=np.int64)
     logits = np.asarray(num_logits, dtype=np.int64)
     requests_M = np.array(places, dtype=np.int64)
@@ -77,6 +76,7 @@ def plan_step(
     length_M = starts[requests_M + 1] - starts[requests_M]
     scored_M = logits_M if num_rows is None else np.maximum(logits_M, num_rows[requests_M])
     rows_M = np.where(alpha_M != 1.0, length_M, scored_M)  # the last so many of a request's tokens
+    alpha_LS, pt_layers = _by_layer([steerings[place] for place in places], alpha_M, rows_M, num_layers)
     u_starts, s_starts, c_starts = _starts(length_M), _starts(rows_M), _starts(scored_M)
     logits_starts = _starts(logits)
 
@@ -88,7 +88,7 @@ def plan_step(
         rows_S=tokens_U[rows_in_U],
         rows_in_U=rows_in_U,
         query_starts=s_starts.astype(np.int32),
-        alpha_LS=alpha_LM.take(np.repeat(np.arange(len(places)), rows_M), axis=1),
+        alpha_LS=alpha_LS,
         scored_in_S=ranges(s_starts[1:] - scored_M, scored_M),
         scored_starts=c_starts,
         sampled_in_C=ranges(c_starts[1:] - logits_M, logits_M),
@@ -99,21 +99,22 @@ def plan_step(
 
 
 def _by_layer(
-    steerings: list[Steering], alpha_M: NDArray[np.float32], num_layers: int
+    steerings: list[Steering], alpha_M: NDArray[np.float64], rows_M: Indices, num_layers: int
 ) -> tuple[NDArray[np.float32], Indices]:
-    """Alpha ``[L, M]``, or ``[1, M]`` where nobody has a range; the layers in which any request needs PT."""
-    alpha_LM, pt_layers = alpha_M[None], np.arange(num_layers)
-    ranged = [(place, steering) for place, steering in enumerate(steerings) if steering.layers is not None]
+    """``StepPlan.alpha_LS`` and ``pt_layers``."""
+    pt_layers = np.arange(num_layers)
+    ranged = [place for place, steering in enumerate(steerings) if steering.layers is not None]
     if not ranged:
-        return alpha_LM, pt_layers
-    alpha_LM = alpha_LM.repeat(num_layers, axis=0)
+        return np.repeat(alpha_M.astype(np.float32), rows_M)[None], pt_layers
+    alpha_LM = np.tile(alpha_M.astype(np.float32), (num_layers, 1))
     is_needed_L = np.full(num_layers, len(ranged) < len(steerings))
-    for place, steering in ranged:
-        first, last = steering.layers or (0, num_layers - 1)
+    for place in ranged:
+        first, last = steerings[place].layers or (0, num_layers - 1)
         alpha_LM[:first, place] = alpha_LM[last + 1 :, place] = 1.0
-        first, last = steering.pt_layers or (0, num_layers - 1)
+        first, last = steerings[place].pt_layers or (0, num_layers - 1)
         is_needed_L[first : last + 1] = True
-    return alpha_LM, pt_layers[is_needed_L]
+    owner_S = np.repeat(np.arange(len(steerings)), rows_M)
+    return alpha_LM.take(owner_S, axis=1), pt_layers[is_needed_L]
 
 
 def _starts(lengths: Indices) -> Indices:
