@@ -36,8 +36,8 @@ class StepPlan(NamedTuple):
     query_starts: NDArray[np.int32]
     """``[M + 1]``: where each request's rows begin among S."""
     alpha_LS: NDArray[np.float32]
-    """The alpha of every row's request, by layer; ``[1, S]`` where it is the same in all of them. Row by row in
-    memory: what is compiled takes that for granted."""
+    """The alpha of every row's request, by layer; ``[1, S]`` where it is the same in all of them. Row by row
+    in memory: what is compiled takes that for granted."""
     scored_in_S: Indices
     """The rows of C, as places among S."""
     scored_starts: Indices
