@@ -40,9 +40,10 @@ def scores(pair: tuple[str, str], rounds: list[list[list[int]]], **engine_args: 
 
 
 def completions(
-    pair: tuple[str, str], prompts: list[list[int]], alphas: list[float], **engine_args: Any
+    pair: tuple[str, str], prompts: list[list[int]], alphas: list[Any], ranged: list[Any], **engine_args: Any
 ) -> list[Any]:
-    """Of two rounds each prompt's greedy tokens and norms ``[n, L, 7]``; then without scores, the tokens."""
+    """Of two rounds each prompt's greedy tokens and norms ``[n, L, 7]``; then without scores the tokens, of
+    plain requests and under the ``ranged`` alphas."""
     from vllm import SamplingParams
 
     from tuco_vllm import TucoLLM
@@ -50,8 +51,8 @@ def completions(
     greedy = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
     with TucoLLM(*pair, task="generate", **{**ENGINE, **engine_args}) as llm:
         steered = [llm.generate(prompts, greedy, alphas) for _ in range(2)]
-        plain = llm.generate(prompts, greedy, scores=False)
+        unscored = [llm.generate(prompts, greedy, each, scores=False) for each in (1.0, ranged)]
     first, again = (
         [(list(o.outputs[0].token_ids), o.outputs[0].tuco_norms) for o in outputs] for outputs in steered
     )
-    return [first, again, [list(o.outputs[0].token_ids) for o in plain]]
+    return [first, again, *([list(o.outputs[0].token_ids) for o in outputs] for outputs in unscored)]

@@ -11,7 +11,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from truth import norm_errors, oracle
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+from tuco_vllm.steering import ANY_NUMBER, Scale, parse_scale
+
+Alpha = float | dict[str, Any]
+
+
+def in_layers(alpha: float, first: int, last: int) -> Alpha:
+    """``alpha`` in these layers, FT's in the others."""
+    return {"value": alpha, "layers": [first, last]}
+
+
+RANGED = (in_layers(0.0, 1, 2), in_layers(0.5, 0, 0), in_layers(1.5, 1, 1))
+ALPHAS = (0.0, 0.25, RANGED[0], RANGED[1], 0.5, 0.75, 1.0, 1.25, RANGED[2], 1.5)
 
 
 def prompts(count: int, *, longest: int = 60, seed: int = 0) -> list[list[int]]:
@@ -19,7 +30,7 @@ def prompts(count: int, *, longest: int = 60, seed: int = 0) -> list[list[int]]:
     return [[token % 290 for token in p] for p in tiny_models.prompts(count, longest=longest, seed=seed)]
 
 
-def requests(count: int, *, longest: int = 60, seed: int = 0) -> tuple[list[list[int]], list[float]]:
+def requests(count: int, *, longest: int = 60, seed: int = 0) -> tuple[list[list[int]], list[Alpha]]:
     """Prompts of many lengths and an alpha for each, in an order that mixes both."""
     alphas = [ALPHAS[(3 * place + seed) % len(ALPHAS)] for place in range(count)]
     return prompts(count, longest=longest, seed=seed), alphas
@@ -32,12 +43,12 @@ def _head(ft: str) -> Tensor:
     )
 
 
-def logits(pair: tuple[str, str], prompt: Sequence[int], alpha: float, tokens: Sequence[int]) -> Tensor:
+def logits(pair: tuple[str, str], prompt: Sequence[int], alpha: Alpha, tokens: Sequence[int]) -> Tensor:
     """What the oracle would have chosen each of the n ``tokens`` after ``prompt`` from: ``[n, V]``."""
     return _rows(pair, (*prompt, *tokens[:-1]), alpha)[1][len(prompt) - 1 :] @ _head(pair[1]).T
 
 
-def greedy(pair: tuple[str, str], prompt: Sequence[int], alpha: float, count: int) -> list[int]:
+def greedy(pair: tuple[str, str], prompt: Sequence[int], alpha: Alpha, count: int) -> list[int]:
     """The ``count`` tokens that the oracle completes ``prompt`` with."""
     tokens: list[int] = []
     for _ in range(count):
@@ -45,22 +56,31 @@ def greedy(pair: tuple[str, str], prompt: Sequence[int], alpha: float, count: in
     return tokens
 
 
+def _rows(pair: tuple[str, str], sequence: tuple[int, ...], alpha: Alpha) -> tuple[Tensor, Tensor]:
+    return _steered(pair, sequence, parse_scale(alpha, ANY_NUMBER))
+
+
 @lru_cache(maxsize=1024)  # the same requests come back from a warm cache, and are judged again
-def _rows(pair: tuple[str, str], sequence: tuple[int, ...], alpha: float) -> tuple[Tensor, Tensor]:
-    return oracle(*pair).steer(sequence, alpha)
+def _steered(pair: tuple[str, str], sequence: tuple[int, ...], scale: Scale) -> tuple[Tensor, Tensor]:
+    return oracle(*pair).steer(sequence, *scale)
 
 
 def assert_true(
-    pair: tuple[str, str], prompt: Sequence[int], alpha: float, tokens: Sequence[int], norms: Any
+    pair: tuple[str, str], prompt: Sequence[int], alpha: Alpha, tokens: Sequence[int], norms: Any
 ) -> None:
     """Greedy ``tokens`` are the oracle's, one by one, and so are the norms ``[n, L, 7]`` they came with."""
-    chosen = logits(pair, prompt, alpha, tokens).argmax(dim=-1).tolist()
-    assert chosen == list(tokens), f"alpha {alpha}: not the oracle's tokens"
+    assert_greedy(pair, prompt, alpha, tokens)
     assert_scored(pair, prompt, alpha, tokens, norms)
 
 
+def assert_greedy(pair: tuple[str, str], prompt: Sequence[int], alpha: Alpha, tokens: Sequence[int]) -> None:
+    """The ``tokens`` are the oracle's, one by one: all there is to judge where no scores were asked for."""
+    chosen = logits(pair, prompt, alpha, tokens).argmax(dim=-1).tolist()
+    assert chosen == list(tokens), f"alpha {alpha}: not the oracle's tokens"
+
+
 def assert_scored(
-    pair: tuple[str, str], prompt: Sequence[int], alpha: float, tokens: Sequence[int], norms: Any
+    pair: tuple[str, str], prompt: Sequence[int], alpha: Alpha, tokens: Sequence[int], norms: Any
 ) -> None:
     """The norms ``[n, L, 7]`` are the oracle's for these ``tokens``, however they were chosen."""
     truth = _rows(pair, (*prompt, *tokens[:-1]), alpha)[0][len(prompt) - 1 :]
@@ -71,7 +91,7 @@ def assert_scored(
 def assert_sampled(
     pair: tuple[str, str],
     prompt: Sequence[int],
-    alpha: float,
+    alpha: Alpha,
     tokens: Sequence[int],
     logprobs: Sequence[float],
 ) -> None:
@@ -93,12 +113,13 @@ def assert_same(a: Any, b: Any, what: str) -> None:
 
 
 def assert_round_is_true(pair, requests: list[dict[str, Any]], completions: list[list[Any]]) -> None:
-    """Every request of a round against the oracle; those without an alpha are plain FT and have no scores."""
+    """Every request of a round against the oracle. Those without an alpha are plain FT and have no scores,
+    nor have those with ``"tuco": False``."""
     for request, [completion] in zip(requests, completions, strict=True):
         prompt, alpha = request["prompt"], request["alpha"]
         tokens, norms = completion["tokens"], completion["norms"]
-        if alpha is None:
+        if alpha is None or not request.get("tuco", True):
             assert norms is None
-            assert logits(pair, prompt, 1.0, tokens).argmax(dim=-1).tolist() == tokens
+            assert_greedy(pair, prompt, 1.0 if alpha is None else alpha, tokens)
         else:
             assert_true(pair, prompt, alpha, tokens, norms)

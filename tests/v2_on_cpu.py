@@ -94,9 +94,9 @@ def run(spec: dict[str, Any]) -> Any:
 
     rounds: lists of token-id prompts; returns each round's norms; or
     rows: ScoredTokens, twice by an engine of ``task``; returns RowScores of each, of both rounds; or
-    generate: requests, each a prompt, an alpha (None: plain FT) and fields of SamplingParams; returns what
-    two rounds of them (or as many as ``times`` says) gave, a list of completions for each request, and the
-    engine's counters.
+    generate: requests, each a prompt, an alpha (None: plain FT), whether it is scored (``tuco``, True if left
+    out) and fields of SamplingParams; returns what two rounds of them (or as many as ``times`` says) gave, a
+    list of completions for each request, and the engine's counters.
 
     With pad_to, a list of sizes, batches are padded (``padded_batches``).
     """
@@ -129,8 +129,8 @@ def generate(spec: dict[str, Any]) -> dict[str, Any]:
         for request in spec["generate"]:
             fields = dict(request)
             prompts.append({"prompt_token_ids": fields.pop("prompt")})
-            alpha = fields.pop("alpha")
-            wish = None if alpha is None else {"alpha": alpha, "tuco": True}
+            alpha, scored = fields.pop("alpha"), fields.pop("tuco", True)
+            wish = None if alpha is None else {"alpha": alpha, "tuco": scored}
             params.append(SamplingParams(**fields, extra_args=wish))
         rounds = [engine.generate(prompts, params, use_tqdm=False) for _ in range(spec.get("times", 2))]
         return {

@@ -1,7 +1,6 @@
 """The Python way in: ``TucoLLM(pt=..., ft=...)``, then ``.score(prompts)`` or ``.generate(prompts, ...)``."""
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,12 +13,23 @@ from tuco_vllm.records import PromptInput, ResponseInput, TucoScore
 from tuco_vllm.responses import encode_with_response
 from tuco_vllm.score_requests import Adapted, MoreScores, engine_inputs, expect_streams
 from tuco_vllm.shared_tokens import SharedTokens
-from tuco_vllm.steering import ALPHA, MAX_ALPHA, TUCO, Steering, parse_alpha
+from tuco_vllm.steering import (
+    ALPHA,
+    ALPHA_LAYERS,
+    MAX_ALPHA,
+    MIN_ALPHA,
+    TUCO,
+    Limits,
+    Steering,
+    parse_scale,
+)
 
 if TYPE_CHECKING:
     from tuco_vllm.engine.generator import RequestOutput, SamplingParams
 
 Key = TypeVar("Key")
+Alpha = float | Mapping[str, Any]
+"""A number, or ``{"value": number, "layers": [first, last]}``."""
 
 
 class TucoLLM:
@@ -29,7 +39,7 @@ class TucoLLM:
         pt, ft: model directories or hub ids ``org/name[@revision]``; checked before any weights load.
         task: "score" for whole corpora of prompts, "generate" for completions under any alpha; the latter
             scores prompts as well, at a generating engine's speed.
-        max_alpha: the largest alpha that ``generate`` takes.
+        min_alpha, max_alpha: the bounds of what ``generate`` takes for alpha; 1 lies within them.
         row_dtype: what an engine that scores computes a 16-bit model's scores in: "float32", "model" (the
             model's dtype) or "auto", float32 where vLLM's layers of the family allow it. What it generates is
             steered in the model's dtype.
@@ -47,6 +57,7 @@ class TucoLLM:
         ft: str | Path,
         *,
         task: str = "score",
+        min_alpha: float = MIN_ALPHA,
         max_alpha: float = MAX_ALPHA,
         row_dtype: str = "auto",
         chat_template: str = "auto",
@@ -56,8 +67,7 @@ class TucoLLM:
     ) -> None:
         if task not in ("score", "generate"):
             raise InputError(f'task must be "score" or "generate", not {task!r}')
-        if not 1.0 <= max_alpha < math.inf:
-            raise InputError(f"max_alpha must be a finite number from 1 up, not {max_alpha}")
+        limits = Limits(min_alpha, max_alpha).checked()
         trust_remote_code = bool(engine_args.get("trust_remote_code", False))
         self.pair = resolve_pair(pt, ft, trust_remote_code=trust_remote_code)
         expect_row_dtype(self.pair, row_dtype)
@@ -72,7 +82,7 @@ class TucoLLM:
             on_long=on_long,
         )
         self._encoder.shared = SharedTokens(self.pair, self.tokenizer, trust_remote_code=trust_remote_code)
-        self.max_alpha = max_alpha
+        self.min_alpha, self.max_alpha = min_alpha, max_alpha
 
         # Only now: vLLM takes seconds to import, and everything that can be refused has been.
         from tuco_vllm.engine.scorer import Scorer
@@ -82,7 +92,8 @@ class TucoLLM:
         else:
             from tuco_vllm.engine.generator import Generator
 
-            self._engine = Generator(self.pair, max_alpha=self.max_alpha, **engine_args)
+            self._engine = Generator(self.pair, limits=limits, **engine_args)
+        self._limits = limits._replace(num_layers=self.num_layers)
         self.task = task
         # A completion has a token at least, so a generating engine takes a prompt of one less.
         self._encoder.max_model_len = self._engine.max_model_len - (task == "generate")
@@ -172,7 +183,7 @@ class TucoLLM:
         self,
         prompts: Sequence[PromptInput],
         sampling_params: "SamplingParams | Sequence[SamplingParams] | None" = None,
-        alpha: float | Sequence[float] = 1.0,
+        alpha: Alpha | Sequence[Alpha] = 1.0,
         *,
         scores: bool = True,
         use_tqdm: bool = False,
@@ -181,8 +192,10 @@ class TucoLLM:
 
         Returns vLLM's RequestOutputs, whose completions carry ``tuco``, one float per generated token (the
         first is the prompt's), and ``tuco_norms``, float32 ``[tokens, L, 7]``; None with ``scores=False``,
-        which at alpha = 1 costs nothing over plain FT. One ``sampling_params`` or ``alpha`` serves all
-        prompts. Raises InputError or PromptError, naming the prompt's place, before anything is generated.
+        which at alpha = 1 costs nothing over plain FT. An alpha ``{"value": a, "layers": [first, last]}`` is
+        for these layers, which count from 0; the others are FT's, and without scores PT runs in none of them.
+        One ``sampling_params`` or ``alpha`` serves all prompts. Raises InputError or PromptError, naming the
+        prompt's place, before anything is generated.
         """
         if self.task != "generate":
             raise InputError('this TucoLLM scores: generate with TucoLLM(..., task="generate")')
@@ -192,11 +205,12 @@ class TucoLLM:
         steerings = []
         for place, (value, wanted) in enumerate(zip(alphas, params, strict=True)):
             extra = getattr(wanted, "extra_args", None) or {}
-            for name in (ALPHA, TUCO):
+            for name in (ALPHA, ALPHA_LAYERS, TUCO):
                 if name in extra:
                     raise InputError(f"prompt {place}: {name} is in extra_args: say alpha= and scores= here")
             try:
-                steerings.append(Steering(parse_alpha(value, self.max_alpha), scores))
+                scale = parse_scale(value, self._limits)
+                steerings.append(Steering(scale.alpha, scores, layers=scale.layers))
             except InputError as error:
                 raise InputError(f"prompt {place}: {error}") from error
         outputs: list[RequestOutput] = self._engine.generate(encoded, params, steerings, progress=use_tqdm)

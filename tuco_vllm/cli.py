@@ -9,13 +9,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tuco_vllm import __version__, interruption
 from tuco_vllm.errors import InputError, TucoError
-from tuco_vllm.steering import MAX_ALPHA
+from tuco_vllm.steering import MAX_ALPHA, MIN_ALPHA, Limits
 
 if TYPE_CHECKING:
     from tuco_vllm.corpus.pipeline import Pipeline
@@ -159,7 +158,8 @@ def _engine_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 def _serve(arguments: argparse.Namespace) -> int:
     from tuco_vllm.server.app import serve
 
-    serve(arguments.pt, arguments.ft, arguments.vllm_flags, max_alpha=arguments.max_alpha)
+    limits = Limits(arguments.min_alpha, arguments.max_alpha).checked()
+    serve(arguments.pt, arguments.ft, arguments.vllm_flags, limits=limits)
     return 0
 
 
@@ -265,7 +265,11 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--pt", required=True, metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
     add("--ft", required=True, metavar="F", help="the model fine-tuned from it")
-    add("--max-alpha", type=_alpha, default=MAX_ALPHA, metavar="A", help="default: %(default)s")
+    least, most = (
+        f"the {which} alpha a request may have; default: %(default)s" for which in ("least", "largest")
+    )
+    add("--min-alpha", type=float, default=MIN_ALPHA, metavar="A", help=least)
+    add("--max-alpha", type=float, default=MAX_ALPHA, metavar="A", help=most)
     parser.epilog = "All other flags are `vllm serve`'s: --port, --api-key, --max-model-len, --dtype, ..."
 
 
@@ -275,13 +279,6 @@ def _directory(text: str) -> Path:
         mend = f": {path}" if scheme == "file" else ""
         raise argparse.ArgumentTypeError(f"{text} is a URL, and only a local directory works{mend}")
     return Path(text).absolute() if ":" in text else Path(text)  # a relative s3: is a URL to pyarrow
-
-
-def _alpha(text: str) -> float:
-    with suppress(ValueError):
-        if 1.0 <= (number := float(text)) < float("inf"):
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
 
 
 def _positive(text: str) -> int:

@@ -111,13 +111,17 @@ class Oracle:
         return metrics.output_co(pt.abs().sum().item(), (ft - pt).abs().sum().item())
 
     @torch.inference_mode()
-    def steer(self, token_ids: Sequence[int], alpha: float) -> tuple[Tensor, Tensor]:
-        """The stream x + PTC + alpha FTC (Def. 5.1) of one sequence, at all of its T tokens.
+    def steer(
+        self, token_ids: Sequence[int], alpha: float, layers: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The stream x + PTC + alpha FTC (Def. 5.1) of one sequence, at all of its T tokens; with ``layers``
+        only from the one to the other, both included, and FT's elsewhere.
 
         Returns the norms of the unscaled contributions on it ``[T, L, 7]``, and FT's final hidden states
         ``[T, H]``, its last norm included.
         """
         ids_1T = torch.tensor([list(token_ids)], device=self.device)
+        first, last = layers or (0, len(decoder_layers(self.ft)) - 1)
         norms: list[Tensor] = []
         sums = [torch.zeros((), dtype=self.dtype)] * 2
 
@@ -136,7 +140,7 @@ class Oracle:
                     ptc, ftc = pt_out - x, (out - x) - (pt_out - x)
                     sums[0], sums[1] = sums[0] + ptc, sums[1] + ftc
                     norms.append(decomposition.norms(ptc[0], ftc[0], sums[0][0], sums[1][0]))
-                    if alpha == 1.0:
+                    if alpha == 1.0 or not first <= index <= last:
                         return output
                     new = x + ptc + alpha * ftc
                     return (new, *output[1:]) if isinstance(output, tuple) else new

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from truth import norm_errors, oracle
 
+from tuco_vllm.steering import Scale, parse_scale
+
 Pair = tuple[str, str]
 
 
@@ -22,11 +24,11 @@ class Case(NamedTuple):
     """A request and what came of it. Alpha None asked for nothing, and is plain FT."""
 
     prompt: list[int]
-    alpha: float | None
+    alpha: steered.Alpha | None
     completion: Any
 
     @property
-    def chosen(self) -> tuple[list[int], float, list[int]]:
+    def chosen(self) -> tuple[list[int], steered.Alpha, list[int]]:
         """What decides its truth: prompt, alpha, tokens."""
         return self.prompt, 1.0 if self.alpha is None else self.alpha, list(self.completion.token_ids)
 
@@ -69,15 +71,15 @@ def assert_scored(pair: Pair, dtype: str, cases: Sequence[Case]) -> None:
         assert max(errors) <= bound, f"norms are {max(errors):.3g} off; rounding explains {bound:.3g}"
 
 
-def _bfloat16(pair: Pair, prompt: Any, alpha: float, tokens: Any) -> tuple[Tensor, Tensor]:
+def _bfloat16(pair: Pair, prompt: Any, alpha: steered.Alpha, tokens: Any) -> tuple[Tensor, Tensor]:
     """Hugging Face's norms ``[n, L, 7]`` and logits ``[n, V]`` in bfloat16 arithmetic."""
-    norms, hidden = _bfloat16_rows(pair, (*prompt, *tokens[:-1]), alpha)
+    norms, hidden = _bfloat16_rows(pair, (*prompt, *tokens[:-1]), parse_scale(alpha))
     return norms[len(prompt) - 1 :], hidden[len(prompt) - 1 :].double() @ steered._head(pair[1]).T
 
 
 @lru_cache(maxsize=1024)
-def _bfloat16_rows(pair: Pair, sequence: tuple[int, ...], alpha: float) -> tuple[Tensor, Tensor]:
-    return oracle(*pair, torch.bfloat16).steer(sequence, alpha)
+def _bfloat16_rows(pair: Pair, sequence: tuple[int, ...], scale: Scale) -> tuple[Tensor, Tensor]:
+    return oracle(*pair, torch.bfloat16).steer(sequence, *scale)
 
 
 def first_difference(ours: Any, stock: Any) -> tuple[int, float] | None:

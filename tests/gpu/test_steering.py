@@ -14,7 +14,7 @@ from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
 from tuco_vllm.engine.generator import attach_scores, with_steering
-from tuco_vllm.steering import PLAIN, Steering
+from tuco_vllm.steering import PLAIN, Steering, parse_scale
 
 pytestmark = pytest.mark.gpu
 
@@ -29,7 +29,7 @@ MODES = [
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 
-Alphas = Sequence[float | None]
+Alphas = Sequence[steered.Alpha | None]
 
 
 class Engine:
@@ -43,10 +43,7 @@ class Engine:
     def complete(self, prompts: Sequence[list[int]], alphas: Alphas, **params: Any) -> list[list[Case]]:
         """Every sample of requests that are all queued before the first step."""
         sampling = SamplingParams(**params)
-        wishes = [
-            with_steering(sampling, PLAIN if alpha is None else Steering(alpha, scored=True))
-            for alpha in alphas
-        ]
+        wishes = [with_steering(sampling, scored(alpha)) for alpha in alphas]
         self.llm.sleep(level=0)
         self.llm.enqueue([{"prompt_token_ids": prompt} for prompt in prompts], wishes, use_tqdm=False)
         self.llm.wake_up(tags=["scheduling"])
@@ -67,6 +64,14 @@ class Engine:
         judge.assert_true(self.pair, self.mode.dtype, cases)
 
 
+def scored(alpha: steered.Alpha | None) -> Steering:
+    """What a request with scores asks for; without an alpha, a plain one."""
+    if alpha is None:
+        return PLAIN
+    scale = parse_scale(alpha)
+    return Steering(scale.alpha, True, None, scale.layers)
+
+
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest, pair_dirs) -> Iterator[Engine]:
     mode: Mode = request.param
@@ -75,8 +80,8 @@ def engine(request: pytest.FixtureRequest, pair_dirs) -> Iterator[Engine]:
     running.tuco.close()
 
 
-def mixed(count: int, **kwargs: int) -> tuple[list[list[int]], list[float | None]]:
-    """Requests of seven alphas, and among them some that ask for nothing."""
+def mixed(count: int, **kwargs: int) -> tuple[list[list[int]], list[steered.Alpha | None]]:
+    """Requests of ten alphas, and among them some that ask for nothing."""
     prompts, alphas = steered.requests(count, **kwargs)
     return prompts, [None if place % 6 == 5 else alpha for place, alpha in enumerate(alphas)]
 

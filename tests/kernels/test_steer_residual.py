@@ -97,6 +97,23 @@ def test_nothing_leaks_into_other_rows_of_the_twin(dtype, case):
     assert_untouched(steer_residual_torch, case(dtype, 100))
 
 
+def by_layer(arguments: list[Tensor], random) -> list[Tensor]:
+    """Alpha as it comes by layer: a row of a matrix ``[L, R]``, 1 where a layer is outside a row's range."""
+    alpha = random(5, len(ROWS), device=str(arguments[1].device))
+    alpha[3] = arguments[1]
+    return [arguments[0], alpha[3], *arguments[2:]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_alpha_may_be_a_row_of_a_matrix(dtype, device, case, random):
+    assert_untouched(steer_residual_triton, by_layer(case(dtype, 100, device), random))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_alpha_may_be_a_row_of_a_matrix_to_the_twin(dtype, case, random):
+    assert_untouched(steer_residual_torch, by_layer(case(dtype, 100), random))
+
+
 def test_no_rows_or_only_padding(device, case, launches):
     delta, alpha, rows, *outputs = case(torch.bfloat16, 64, device)
     before = delta.clone()

@@ -26,15 +26,17 @@ def test_scores_are_true(name: str, pair_dirs, on_backend) -> None:
 
 @pytest.mark.parametrize("name", BACKEND)
 def test_steering_is_true(name: str, pair_dirs, on_backend) -> None:
-    """A mixed batch, twice, and plain steps, which are the backend's own model."""
+    """A mixed batch, twice; plain steps, which are the backend's own model; steps with PT in some layers."""
     pair = pair_dirs(name, "float32")
     prompts, alphas = steered.requests(14)
-    *rounds, plain = on_backend(completions, pair, prompts, alphas)
+    ranged = [steered.RANGED[place % 2 + 1] for place in range(14)]
+    *rounds, plain, in_layers = on_backend(completions, pair, prompts, alphas, ranged)
     for completed in rounds:
         for (tokens, norms), prompt, alpha in zip(completed, prompts, alphas, strict=True):
             steered.assert_true(pair, prompt, alpha, tokens, norms)
-    for tokens, prompt in zip(plain, prompts, strict=True):
-        assert steered.logits(pair, prompt, 1.0, tokens).argmax(dim=-1).tolist() == tokens
+    for asked, completed in (([1.0] * 14, plain), (ranged, in_layers)):
+        for tokens, prompt, alpha in zip(completed, prompts, asked, strict=True):
+            steered.assert_greedy(pair, prompt, alpha, tokens)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def children() -> int:
         ("no_such_argument", 1, "no_such_argument"),
         ("task", "classify", "task"),
         ("max_alpha", float("nan"), "max_alpha"),
+        ("min_alpha", 1.5, "min_alpha must be a finite number up to 1, not 1.5"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_at_once(argument, value, says, pair_dirs) -> None:

@@ -131,6 +131,52 @@ def test_prefixes_are_shared_only_where_they_are_alike(served, order) -> None:
     assert only(llm.generate([second], GREEDY, scores=False))[0].tuco is None
 
 
+def test_without_scores_ranges_are_the_oracles(served) -> None:
+    """PT runs in the layers of a step's ranges only, uncompiled; prompts in chunks, then from the cache."""
+    pair, llm = served
+    prompts = steered.prompts(18, longest=90, seed=6)
+    ranged = [(*steered.RANGED, steered.in_layers(0.25, 0, 1), 1.0)[place % 5] for place in range(18)]
+    for alphas in (ranged, ranged, [steered.RANGED[2]] * 18):
+        for completion, prompt, alpha in zip(
+            only(llm.generate(prompts, GREEDY, alphas, scores=False)), prompts, alphas, strict=True
+        ):
+            assert completion.tuco is None
+            steered.assert_greedy(pair, prompt, alpha, completion.token_ids)
+
+
+def test_a_prefix_of_a_range_is_shared_only_where_pt_was_written_alike(served) -> None:
+    """One stem: a block that has PT's half in some layers serves nobody who reads it in others."""
+    pair, llm = served
+    [stem] = steered.prompts(1, longest=90, seed=47)
+    stem = (stem * 70)[:70]
+    for place, (alpha, scored) in enumerate(
+        (alpha, scored)
+        for scored in (False, True, False)
+        for alpha in (*steered.RANGED, steered.in_layers(0.5, 0, 1), 0.5, 1.0)
+    ):
+        prompt = [*stem, place % 7]
+        completion = only(llm.generate([prompt], GREEDY, alpha, scores=scored))[0]
+        steered.assert_greedy(pair, prompt, alpha, completion.token_ids)
+        if scored:
+            steered.assert_scored(pair, prompt, alpha, completion.token_ids, completion.tuco_norms)
+
+
+def test_what_is_the_same_has_one_cache(served) -> None:
+    """All layers are no range, and alpha 1 has none: the same tokens, from the same blocks."""
+    _, llm = served
+    everywhere = steered.in_layers(0.5, 0, llm.num_layers - 1)
+    for first, plain, same in ((5, 0.5, everywhere), (6, 1.0, steered.in_layers(1.0, 0, 0))):
+        prompt = [first, *range(10, 80)]
+        outputs = [
+            llm.generate([prompt], GREEDY, alpha, scores=False)[0]
+            for alpha in (plain, same, steered.in_layers(0.5, 0, 0))
+        ]
+        assert [output.num_cached_tokens for output in outputs] == [0, 64, 0]
+        of_plain, of_same, of_range = only(outputs)
+        assert of_plain.token_ids == of_same.token_ids
+        assert of_plain.token_ids != of_range.token_ids
+
+
 def test_alpha_zero_is_pt_under_fts_embedding_and_head(served) -> None:
     pair, llm = served
     prompt = steered.prompts(2, seed=3)[1][:50]
@@ -172,7 +218,13 @@ def test_several_samples_logprobs_and_stop_strings(served) -> None:
     assert cut.tuco == pytest.approx(whole.tuco[: len(cut.tuco)], abs=tolerances.TUCO_FLOAT32)
 
 
-@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -0.5, 3, "1", True, None, [1.0, 2.0, 3.0]])
+@pytest.mark.parametrize(
+    "alpha",
+    [
+        *(float("nan"), float("inf"), -0.5, 3, "1", True, None, [1.0, 2.0, 3.0]),
+        *({}, {"value": 0.5}, steered.in_layers(0.5, 1, 0), steered.in_layers(0.5, 0, 4)),
+    ],
+)
 def test_bad_alpha_is_refused_before_anything_runs(served, alpha) -> None:
     _, llm = served
     with pytest.raises(InputError, match="alpha"):
@@ -183,9 +235,10 @@ def test_wishes_have_one_place(served) -> None:
     """In vLLM's own LLM they stand in extra_args; beside ``alpha=`` they would be lost without a word."""
     _, llm = served
     params = GREEDY.clone()
-    params.extra_args = {"alpha": 0.5}
-    with pytest.raises(InputError, match="prompt 0: alpha is in extra_args"):
-        llm.generate(["a"], params)
+    for name in ("alpha", "tuco_alpha_layers", "tuco"):
+        params.extra_args = {name: None}
+        with pytest.raises(InputError, match=f"prompt 0: {name} is in extra_args"):
+            llm.generate(["a"], params)
 
 
 def test_alphas_may_be_an_array(served) -> None:
@@ -208,9 +261,13 @@ def test_a_bad_alpha_behind_our_back_fails_its_request_only(served) -> None:
     """vLLM's own LLM checks no extra_args: the scheduler ends such a request, and the engine lives on."""
     _, llm = served
     engine = llm._engine.llm
-    bad, good = GREEDY.clone(), GREEDY.clone()
-    bad.extra_args = {"alpha": float("nan")}
-    prompt = {"prompt_token_ids": [5, 6, 7]}
-    outputs = engine.generate([prompt, prompt], [good, bad], use_tqdm=False)
-    assert len(outputs[0].outputs[0].token_ids) == 8
-    assert outputs[1].outputs[0].finish_reason == "error"
+    good = {"alpha": steered.in_layers(0.5, 0, 2)}
+    params = [GREEDY.clone() for _ in range(4)]
+    beyond = llm.num_layers
+    for each, alpha in zip(
+        params[1:], (float("nan"), {"value": 0.5}, steered.in_layers(0.5, 0, beyond)), strict=True
+    ):
+        each.extra_args = {"alpha": alpha}
+    params[0].extra_args = good
+    outputs = only(engine.generate([{"prompt_token_ids": [5, 6, 7]}] * 4, params, use_tqdm=False))
+    assert [completion.finish_reason for completion in outputs] == ["length", "error", "error", "error"]

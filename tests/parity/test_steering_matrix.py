@@ -8,7 +8,7 @@ import steered
 import tiny_models
 from counters import counter
 from truth import assert_own_streams_close
-from vllm import SamplingParams
+from vllm import RequestOutput, SamplingParams
 
 from tuco_vllm import TucoLLM
 
@@ -20,6 +20,18 @@ ENGINE = {
     "seed": 0,
 }
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+
+
+def in_some_layers(llm, prompts, params) -> tuple[list[steered.Alpha], list[RequestOutput]]:
+    """Requests for which PT runs in some layers only, and what they get."""
+    alphas = [steered.RANGED[1 + place % 2] for place in range(len(prompts))]
+    return alphas, llm.generate(prompts, params, alphas, scores=False)
+
+
+def assert_all_greedy(pair, prompts, alphas, outputs) -> None:
+    for output, prompt, alpha in zip(outputs, prompts, alphas, strict=True):
+        assert output.outputs[0].tuco is None
+        steered.assert_greedy(pair, prompt, alpha, output.outputs[0].token_ids)
 
 
 def assert_all_true(pair, prompts, alphas, outputs) -> None:
@@ -43,7 +55,10 @@ def test_preempted(pair_dirs) -> None:
     ) as llm:
         outputs = llm.generate(prompts, params, alphas)
         preemptions = counter(llm._engine.llm, "num_preemptions")
-    assert preemptions > 0, "nothing was preempted: this test tested nothing"
+        ranged = in_some_layers(llm, prompts, params)
+        more = counter(llm._engine.llm, "num_preemptions") - preemptions
+    assert min(preemptions, more) > 0, "nothing was preempted: this test tested nothing"
+    assert_all_greedy(pair, prompts, *ranged)
     assert_all_true(pair, prompts, alphas, outputs)
 
 
@@ -66,6 +81,7 @@ def test_speculated(pair_dirs) -> None:
         outputs = llm.generate(prompts, params, alphas)
         drafted = counter(llm._engine.llm, "spec_decode_num_draft_tokens")
         accepted = counter(llm._engine.llm, "spec_decode_num_accepted_tokens")
+        ranged = in_some_layers(llm, prompts, params)
         # A prompt of which the cache leaves one token, to which vLLM adds drafts at once; three times.
         block = llm._engine.llm.llm_engine.vllm_config.cache_config.block_size
         one_left = (prompts[0] * 8)[: block + 1]
@@ -73,6 +89,7 @@ def test_speculated(pair_dirs) -> None:
             llm.score([one_left], [[5, 6, 7]], output_co=True, relative_reward=True)[0] for _ in range(3)
         ]
     assert_own_streams_close(scores, [(one_left, [5, 6, 7])] * 3, pair, "float32")
+    assert_all_greedy(pair, prompts, *ranged)
     assert 0 < accepted < drafted, "no draft was accepted, or none rejected: this test tested nothing"
     assert_all_true(pair, prompts, alphas, outputs)
 
@@ -84,3 +101,4 @@ def test_two_ranks(eager: bool, pair_dirs) -> None:
     ranks = {"tensor_parallel_size": 2, "max_num_batched_tokens": 96, "enforce_eager": eager}
     with TucoLLM(*pair, task="generate", **ranks, **ENGINE) as llm:
         assert_all_true(pair, prompts, alphas, llm.generate(prompts, GREEDY, alphas))
+        assert_all_greedy(pair, prompts, *in_some_layers(llm, prompts, GREEDY))

@@ -51,6 +51,10 @@ def test_a_mixed_batch(name, compiled, cache, pair_dirs, on_v2) -> None:
         {"prompt": prompt, "alpha": alpha, **fields, "logprobs": 2 if place % 4 == 0 else None}
         for place, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True))
     ]
+    for place, request in enumerate(
+        requests[4:7]
+    ):  # when the others have ended, PT runs in their layers only
+        request |= {"alpha": steered.RANGED[place], "tuco": False, "max_tokens": fields["max_tokens"] + 3}
     engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 48, "max_num_seqs": 8, **cache}
     answer = asked_twice(on_v2, pair, requests, **engine_args)
     if cache:

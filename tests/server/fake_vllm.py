@@ -9,6 +9,7 @@ import numpy as np
 
 from tuco_vllm.engine.score_feed import RECEIVER
 from tuco_vllm.server.middleware import TucoMiddleware
+from tuco_vllm.steering import Limits
 
 LAYERS = 3
 
@@ -118,7 +119,9 @@ def post(app, body, path="/v1/completions", **options):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     async def go():
-        transport = httpx.ASGITransport(TucoMiddleware(app, max_alpha=2.0, model_name="m", **options))
+        transport = httpx.ASGITransport(
+            TucoMiddleware(app, limits=Limits(num_layers=3), model_name="m", **options)
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://tuco") as client:
             return await client.post(path, content=content)
 

@@ -19,7 +19,7 @@ from tuco_vllm.server import answers, metrics
 from tuco_vllm.server.answers import ScoredAnswer
 from tuco_vllm.server.middleware import TucoMiddleware
 from tuco_vllm.server.wishes import Wish
-from tuco_vllm.steering import Steering
+from tuco_vllm.steering import LIMITS, Steering
 
 
 def events(answer):
@@ -180,7 +180,7 @@ def test_a_client_that_leaves_leaves_nothing():
             return queue.pop()
 
         task = asyncio.create_task(
-            TucoMiddleware(endless, max_alpha=2.0, model_name="m")(scope, receive, None)
+            TucoMiddleware(endless, limits=LIMITS, model_name="m")(scope, receive, None)
         )
         await asyncio.sleep(0.01)
         task.cancel()
@@ -195,7 +195,7 @@ def test_concurrent_requests_have_their_own_receiver():
     app = FakeVllm(tokens=3)
 
     async def go():
-        transport = httpx.ASGITransport(TucoMiddleware(app, max_alpha=2.0, model_name="m"))
+        transport = httpx.ASGITransport(TucoMiddleware(app, limits=LIMITS, model_name="m"))
         async with httpx.AsyncClient(transport=transport, base_url="http://tuco") as client:
             bodies = [{"tuco": True}, {"alpha": 0.5}, {}] * 8
             await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
@@ -215,7 +215,7 @@ def test_other_routes_and_protocols_are_not_looked_at():
         {"type": "http", "method": "POST", "path": "/tokenize"},
     ):
         with pytest.raises(LookupError):
-            asyncio.run(TucoMiddleware(app, max_alpha=2.0, model_name="m")(scope, None, None))
+            asyncio.run(TucoMiddleware(app, limits=LIMITS, model_name="m")(scope, None, None))
 
 
 def test_metrics_count_what_was_answered():

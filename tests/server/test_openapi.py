@@ -5,6 +5,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from tuco_vllm.server.openapi import describe_fields
+from tuco_vllm.steering import Limits
 
 
 class CompletionRequest(BaseModel):
@@ -24,12 +25,22 @@ def test_the_fields_stand_in_the_bodies_of_both_routes():
     @app.post("/v1/chat/completions")
     async def chat(body: ChatCompletionRequest) -> None: ...
 
-    describe_fields(app, max_alpha=1.5)
+    describe_fields(app, Limits(-0.5, 1.5, 6))
     first, second = (TestClient(app).get("/openapi.json").json() for _ in range(2))
     assert first == second
     for name, own in (("CompletionRequest", "prompt"), ("ChatCompletionRequest", "messages")):
         schema = first["components"]["schemas"][name]
         assert set(schema["properties"]) == {own, "alpha", "tuco"}
         assert schema["required"] == [own]
-        assert schema["properties"]["alpha"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1.5}
+        number, by_layers, null = schema["properties"]["alpha"]["anyOf"]
+        assert number == {"type": "number", "minimum": -0.5, "maximum": 1.5}
+        assert null == {"type": "null"}
+        layers = {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0, "maximum": 5},
+            "minItems": 2,
+            "maxItems": 2,
+        }
+        assert by_layers["properties"] == {"value": number, "layers": layers}
+        assert (by_layers["required"], by_layers["additionalProperties"]) == (["value", "layers"], False)
         assert all(schema["properties"][field]["description"] for field in ("alpha", "tuco"))

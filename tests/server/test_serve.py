@@ -52,6 +52,18 @@ def test_completions_are_the_oracles(server):
         assert choice["routed_experts"] is None
 
 
+def test_an_alpha_by_layers_in_either_place(server):
+    prompt = steered.prompts(2, longest=40, seed=30)[1]
+    for alpha in steered.RANGED:
+        for fields in ({"alpha": alpha}, {"vllm_xargs": {"alpha": alpha}}):
+            [choice] = server.complete(prompt=prompt, **fields, **GREEDY)["choices"]
+            steered.assert_greedy(server.pair, prompt, alpha, choice["token_ids"])
+    beyond = {"prompt": prompt, "alpha": steered.in_layers(0.5, 0, 3)}
+    refusal = server.post("/v1/completions", beyond)
+    assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "alpha")
+    assert refusal.json()["error"]["message"].startswith("alpha.layers must end at 2: there are 3 layers")
+
+
 def test_lists_of_prompts_and_samples(server):
     prompts = steered.prompts(3, longest=40, seed=21)
     sampled = {"max_tokens": 6, "temperature": 1.0, "seed": 3, "n": 2, "ignore_eos": True}
@@ -175,7 +187,11 @@ def test_the_openai_client(server):
         client.completions.create(prompt="the cat", **options, extra_body={"alpha": 3})
     named, by_path = client.models.list().data
     assert (named.id, by_path.id) == (answer.model, server.pair[1]) == (MODEL, server.pair[1])
-    assert named.tuco == by_path.tuco == {"pt": server.pair[0], "ft": server.pair[1], "max_alpha": 2.0}
+    assert (
+        named.tuco
+        == by_path.tuco
+        == {"pt": server.pair[0], "ft": server.pair[1], "min_alpha": 0.0, "max_alpha": 2.0}
+    )
 
     async def chats():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY) as client:

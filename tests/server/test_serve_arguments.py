@@ -9,8 +9,10 @@ import pytest
 
 from tuco_vllm.config import Checkpoint, resolve_pair
 from tuco_vllm.engine import arguments
+from tuco_vllm.engine.arguments import alpha_bounds
 from tuco_vllm.errors import InputError
 from tuco_vllm.server import app
+from tuco_vllm.steering import LIMITS, Limits
 
 
 @pytest.fixture
@@ -20,16 +22,19 @@ def parse(pair_dirs, monkeypatch):
     for name in ("VLLM_WORKER_MULTIPROC_METHOD", "TUCO_VLLM_OWNER"):
         monkeypatch.setenv(name, "spawn")  # set for good otherwise
     pair = resolve_pair(*pair_dirs("llama", "float32"))
-    return lambda *flags, max_alpha=2.0: serving.parse_arguments(pair, flags, max_alpha)
+    return lambda *flags, limits=LIMITS: serving.parse_arguments(pair, flags, limits)
 
 
 def test_the_pair_is_set_and_the_rest_is_vllms(parse, pair_dirs):
     pt, ft = pair_dirs("llama", "float32")
-    parsed = parse("--port", "8001", "--max-model-len=1k", "--served-model-name", "a", "b", max_alpha=1.5)
+    parsed = parse(
+        "--port", "8001", "--max-model-len=1k", "--served-model-name", "a", "b", limits=Limits(-0.5, 1.5)
+    )
     assert (parsed.model, parsed.runner, parsed.config_format) == (ft, "generate", "hf")
     assert parsed.hf_overrides == {
         "architectures": ["TucoForCausalLM"],
         "tuco_pt": pt,
+        "tuco_min_alpha": -0.5,
         "tuco_max_alpha": 1.5,
     }
     assert (parsed.host, parsed.port, parsed.max_model_len) == ("127.0.0.1", 8001, 1000)
@@ -45,7 +50,7 @@ def test_a_server_has_the_engine_that_python_has(parse, pair_dirs, monkeypatch):
     monkeypatch.setattr(arguments, "_free_memory", lambda: 40 << 30)
     monkeypatch.setattr(arguments.current_platform, "is_cpu", lambda: True)
     pair = resolve_pair(*pair_dirs("llama", "float32"))
-    ours, served = arguments.pair_arguments(pair, "generate", {}, tuco_max_alpha=2.0), parse()
+    ours, served = arguments.pair_arguments(pair, "generate", {}, **alpha_bounds(LIMITS)), parse()
     decided = ("dtype", "tokenizer_mode", "kv_cache_memory_bytes")
     for name in (*arguments.FIXED, *decided):
         assert getattr(served, name) == getattr(ours, name), name
@@ -165,7 +170,7 @@ def test_a_server_that_is_open_to_others_says_so(pair_dirs, parse, monkeypatch, 
 
     monkeypatch.setenv("VLLM_API_KEY", key)
     monkeypatch.setattr(serving, "serve", lambda *_: None)
-    app.serve(*pair_dirs("llama", "float32"), flags, max_alpha=2.0)
+    app.serve(*pair_dirs("llama", "float32"), flags, limits=LIMITS)
     assert ("without --api-key" in capsys.readouterr().err) == open_
 
 
@@ -184,7 +189,7 @@ def test_a_directory_is_served_by_its_own_name_and_its_path(pair_dirs, monkeypat
     served = []
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     monkeypatch.setattr(serving, "serve", lambda arguments, _: served.append(arguments.served_model_name))
-    app.serve(pt, ft, [flag.replace("PATH", ft) for flag in flags], max_alpha=2.0)
+    app.serve(pt, ft, [flag.replace("PATH", ft) for flag in flags], limits=LIMITS)
     assert served == [[name.replace("PATH", ft) for name in names]]
 
 

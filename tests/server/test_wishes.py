@@ -8,9 +8,15 @@ from server.fake_vllm import FakeVllm, post
 from tuco_vllm.server.errors import RequestError
 from tuco_vllm.server.middleware import GENERATING, STEERABLE
 from tuco_vllm.server.wishes import read_wish, refuse_elsewhere
+from tuco_vllm.steering import ALPHA_LAYERS, LIMITS, Limits, steering_of
 
 NAN, INFINITY = float("nan"), float("inf")
 BAD_ALPHAS = [NAN, INFINITY, -INFINITY, -0.5, -1e-9, 2.0001, 3, 10**400, "0.5", "", True, False, [1.0], {}]
+BAD_ALPHAS += [{"value": 0.5}, {"value": NAN, "layers": [0, 1]}, {"value": True, "layers": [0, 1]}]
+BAD_ALPHAS += [
+    {"value": 0.5, "layers": layers} for layers in ([1, 0], [0, 1.0], [True, 1], "01", [0, 3], None)
+]
+BAD_ALPHAS += [{"value": 0.5, "layers": [0, 1], "more": 1}]
 BAD_TUCOS = ["layer", "true", "", 1, 0, 1.0, [True], {"layers": True}]
 
 
@@ -29,6 +35,20 @@ BAD_TUCOS = ["layer", "true", "", 1, 0, 1.0, [True], {"layers": True}]
         ({"alpha": 1.0}, None),
         ({"vllm_xargs": {"alpha": 1, "other": 7}}, {"other": 7}),
         ({"alpha": 1, "tuco": False}, None),
+        ({"alpha": {"value": 0.5, "layers": [0, 1]}}, {"alpha": 0.5, ALPHA_LAYERS: [0, 1]}),
+        (
+            {"vllm_xargs": {"alpha": {"value": 0.5, "layers": [1, 2]}, "other": [7]}, "tuco": True},
+            {"alpha": 0.5, ALPHA_LAYERS: [1, 2], "tuco": "layers", "other": [7]},
+        ),
+        (
+            {
+                "alpha": {"value": 0, "layers": [2, 2]},
+                "vllm_xargs": {"alpha": {"layers": [2, 2], "value": 0.0}},
+            },
+            {"alpha": 0.0, ALPHA_LAYERS: [2, 2]},
+        ),
+        ({"alpha": {"value": 0.5, "layers": [0, 2]}}, {"alpha": 0.5}),  # all three
+        ({"alpha": {"value": 1, "layers": [0, 1]}, "vllm_xargs": {"other": 7}}, {"other": 7}),
         ({"alpha": None, "tuco": None}, None),
     ],
 )
@@ -41,6 +61,22 @@ def test_wishes_reach_vllm_in_its_own_field(path, fields, handed):
     assert request["prompt"] == "p"
     if handed and "alpha" in handed:
         assert type(handed["alpha"]) is type(request["vllm_xargs"]["alpha"])
+
+
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("value", [0.5, {"value": 0.5, "layers": [1, 2]}])
+def test_vllms_own_request_models_hand_a_wish_on_as_it_is(value, scored):
+    """Their ``vllm_xargs`` are strings, numbers and lists of these."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    wish = here(json.dumps({"vllm_xargs": {"alpha": value}, "tuco": scored}).encode())
+    xargs = json.loads(wish.body)["vllm_xargs"]
+    for request in (
+        CompletionRequest(model="m", prompt="p", vllm_xargs=xargs),
+        ChatCompletionRequest(model="m", messages=[], vllm_xargs=xargs),
+    ):
+        assert steering_of(request.to_sampling_params(1, {}).extra_args) == wish.steering
 
 
 @pytest.mark.parametrize(
@@ -108,6 +144,8 @@ def test_a_number_beyond_all_floats_is_refused():
     [
         ({"alpha": 0.5, "vllm_xargs": {"alpha": 0.6}}, "alpha"),
         ({"tuco": True, "vllm_xargs": {"tuco": "layers"}}, "tuco"),
+        ({"alpha": {"value": 0.5, "layers": [0, 1]}, "vllm_xargs": {"alpha": 0.5}}, "alpha"),
+        ({"alpha": {"value": 0.5, "layers": [0, 1]}, "use_beam_search": True}, "use_beam_search"),
         ({"alpha": 0.5, "vllm_xargs": 5}, "vllm_xargs"),
         ({"alpha": 0.5, "use_beam_search": True}, "use_beam_search"),
         ({"tuco": True, "use_beam_search": True}, "use_beam_search"),
@@ -124,7 +162,16 @@ def test_contradictions_are_refused(body, param):
 def test_routes_that_cannot_steer_say_so(path):
     app = FakeVllm()
     engines = {"sampling_params": {"extra_args": {"alpha": 99}}}
-    for body in ({"alpha": 0.5}, {"tuco": True}, {"vllm_xargs": {"alpha": NAN}}, {"alpha": 10**400}, engines):
+    layers = {"value": 0.5, "layers": [0, 1]}
+    for body in (
+        {"alpha": 0.5},
+        {"alpha": layers},
+        {"vllm_xargs": {"alpha": layers}},
+        {"tuco": True},
+        {"vllm_xargs": {"alpha": NAN}},
+        {"alpha": 10**400},
+        engines,
+    ):
         assert post(app, body, path).status_code == 400
     assert not app.bodies
     plain = b'{"prompt":  "p"}'
@@ -170,14 +217,25 @@ def test_every_route_of_vllm_is_known(monkeypatch):
 
 
 def here(body):
-    return read_wish(body, 2.0)
+    return read_wish(body, LIMITS)
+
+
+def test_bounds_are_the_servers():
+    def alpha(value):
+        return read_wish(json.dumps({"alpha": value}).encode(), Limits(-1.0, 1.5)).steering.alpha
+
+    assert (alpha(-0.5), alpha(1.5), alpha({"value": -1, "layers": [0, 9]})) == (-0.5, 1.5, -1.0)
+    for value in (-1.1, 1.6, {"value": -1.1, "layers": [0, 9]}):
+        with pytest.raises(RequestError, match=r"must be a number from -1 to 1\.5, not"):
+            alpha(value)
 
 
 @pytest.mark.parametrize("read", [here, refuse_elsewhere])
 @pytest.mark.parametrize("place", ["request", "vllm_xargs"])
-def test_rows_of_a_prompt_are_no_field(read, place):
-    """They are what our own route asks the engine for."""
-    rows = {"tuco_rows": [0, 1]}
-    request = {"prompt": "a", **rows} if place == "request" else {"prompt": "a", "vllm_xargs": rows}
-    with pytest.raises(RequestError, match="tuco_rows is no field"):
+@pytest.mark.parametrize("name", ["tuco_rows", ALPHA_LAYERS])
+def test_what_only_we_write_is_no_field(read, place, name):
+    """Rows of a prompt are what our own route asks the engine for; layers stand in alpha."""
+    ours = {name: [0, 1]}
+    request = {"prompt": "a", **ours} if place == "request" else {"prompt": "a", "vllm_xargs": ours}
+    with pytest.raises(RequestError, match=f"{name} is no field: "):
         read(json.dumps(request).encode())

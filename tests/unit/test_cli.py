@@ -255,11 +255,11 @@ def test_serve_keeps_its_own_flags_and_hands_vllm_the_rest(monkeypatch, capsys):
     app = types.SimpleNamespace(serve=lambda *given, **options: calls.append((given, options)))
     monkeypatch.setitem(sys.modules, "tuco_vllm.server.app", app)
     flags = ["--port", "8001", "--max-model-len=99", "-O3", "--enforce-eager", "--chat-template", "x y"]
-    assert cli.main(["serve", "--pt=P", *flags, "--ft", "F", "--max-alpha=1.5"]) == 0
-    assert calls == [(("P", "F", flags), {"max_alpha": 1.5})]
-    for bad in ("0.5", "nan", "inf", "x"):
-        assert cli.main(["serve", "--pt=P", "--ft=F", f"--max-alpha={bad}"]) == 2
-        assert "--max-alpha" in error_line(capsys.readouterr().err)
+    assert cli.main(["serve", "--pt=P", *flags, "--ft", "F", "--max-alpha=1.5", "--min-alpha", "-.5"]) == 0
+    assert calls == [(("P", "F", flags), {"limits": (-0.5, 1.5, None)})]
+    for bad in ("max-alpha=.5", "max-alpha=inf", "max-alpha=x", "min-alpha=2", "min-alpha=nan", "min-alpha="):
+        assert cli.main(["serve", "--pt=P", "--ft=F", f"--{bad}"]) == 2
+        assert bad[:9] in error_line(capsys.readouterr().err).replace("_", "-")
     assert cli.main(["serve", "--pt=P"]) == 2
     assert "--ft" in error_line(capsys.readouterr().err)
     assert len(calls) == 1

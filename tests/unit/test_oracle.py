@@ -86,6 +86,23 @@ def test_contributions_add_up_to_the_stream(pair, monkeypatch: pytest.MonkeyPatc
     assert (total - last).abs().sum() < 1e-5 * total.abs().sum()
 
 
+def test_steering_some_layers_leaves_the_others_fts(pair) -> None:
+    """Norms are of a layer's input, so those of a range's first layer are of FT's stream still."""
+    oracle, prompt = Oracle(*pair), tiny_models.prompts(2)[1][:20]
+    (ft, _), (everywhere, hidden) = oracle.steer(prompt, 1.0), oracle.steer(prompt, 0.5)
+    last = ft.shape[1] - 1
+    whole, whole_hidden = oracle.steer(prompt, 0.5, (0, last))
+    assert torch.equal(whole, everywhere)
+    assert torch.equal(whole_hidden, hidden)
+    norms, _ = oracle.steer(prompt, 0.5, (1, last - 1))
+    alike = [torch.equal(norms[:, layer], ft[:, layer]) for layer in range(last + 1)]
+    assert alike == [layer <= 1 for layer in range(last + 1)]
+    norms, states = oracle.steer(prompt, 0.5, (last, last))
+    assert torch.equal(norms, ft)
+    assert not torch.equal(states, oracle.steer(prompt, 1.0)[1])
+    assert torch.equal(oracle.steer(prompt, 1.0, (0, 1))[0], ft)
+
+
 def test_an_empty_prompt_is_refused(pair) -> None:
     with pytest.raises(ValueError, match="empty"):
         Oracle(*pair).norms([[1, 2], []])

@@ -23,6 +23,7 @@ from tuco_vllm.engine import scheduler as ours
 from tuco_vllm.engine.arguments import pair_arguments
 from tuco_vllm.engine.compat import Request, RequestError
 from tuco_vllm.engine.score_columns import COLUMN
+from tuco_vllm.steering import PLAIN
 
 BLOCK, LAYERS = 16, 3
 
@@ -34,7 +35,7 @@ def make_scheduler(pair_dirs):
     def make(blocks: int = 1000) -> Any:
         options = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 64}
         options |= {"async_scheduling": False, "block_size": BLOCK, "kv_cache_memory_bytes": 1 << 20}
-        arguments = pair_arguments(pair, "generate", options, tuco_max_alpha=1.5)
+        arguments = pair_arguments(pair, "generate", options, tuco_min_alpha=-0.5, tuco_max_alpha=1.5)
         with engines.only_configured():
             config = arguments.create_engine_config()
         config.cache_config.num_gpu_blocks = blocks
@@ -78,9 +79,9 @@ def run(scheduler: Any) -> dict[str, list[Any]]:
 def test_alpha_is_parsed_once_also_where_requests_are_preempted(make_scheduler, monkeypatch):
     parsed: Counter[float] = Counter()
 
-    def parse(wishes, max_alpha):
+    def parse(wishes, limits):
         parsed[wishes["alpha"]] += 1
-        return steering_of(wishes, max_alpha)
+        return steering_of(wishes, limits)
 
     steering_of = ours.steering_of
     monkeypatch.setattr(ours, "steering_of", parse)
@@ -124,18 +125,22 @@ def test_an_alpha_that_slips_past_the_front_ends_its_request_only(make_scheduler
     """vLLM 0.32 keeps such requests' names, 0.33 their errors."""
     scheduler = make_scheduler()
     scheduler.grammar_compile_error_reqs = errors = kept()
-    for name, alpha in (("bad", 1.75), ("worse", "1"), ("good", 1.25)):
+    layers = {"value": -0.5, "layers": [1, 2]}
+    alphas = {"bad": 1.75, "worse": "1", "below": -0.75, "good": 1.25, "by layers": layers}
+    alphas["beyond"] = {"value": 0.5, "layers": [1, LAYERS]}
+    for name, alpha in alphas.items():
         scheduler.add_request(request(name, alpha=alpha))
     if kept is dict:
         assert errors["bad"] == RequestError(
-            "validation_error", "alpha must be a number from 0 to 1.5, not 1.75"
+            "validation_error", "alpha must be a number from -0.5 to 1.5, not 1.75"
         )
-    assert set(errors) == {"bad", "worse"}
+    assert set(errors) == {"bad", "worse", "below", "beyond"}
+    assert scheduler.requests["by layers"].cache_salt == "tuco:-0x1.0000000000000p-1@1-2:pt@1-2|"
+    assert scheduler.requests["beyond"].cache_salt == PLAIN.cache_salt(None)
     outputs = run(scheduler)
     assert {name: str(answer[-1].finish_reason) for name, answer in outputs.items()} == {
-        "bad": "error",
-        "worse": "error",
-        "good": "length",
+        **dict.fromkeys(("bad", "worse", "below", "beyond"), "error"),
+        **dict.fromkeys(("good", "by layers"), "length"),
     }
     assert len(outputs["good"]) == 2
 
@@ -143,10 +148,11 @@ def test_an_alpha_that_slips_past_the_front_ends_its_request_only(make_scheduler
 def test_input_that_streams_keeps_its_wishes(make_scheduler):
     """Its cache has one salt: a piece under another alpha would leave blocks that are not that salt's."""
     scheduler = make_scheduler()
-    first, same, other = (request("a", alpha=alpha) for alpha in (0.5, 0.5, 0.75))
+    layers, everywhere = ({"value": 0.5, "layers": [0, last]} for last in (0, LAYERS - 1))
+    first, same, other = (request("a", alpha=alpha) for alpha in (0.5, everywhere, layers))
     for piece in (first, same, other):
         piece.resumable = True
         scheduler.add_request(piece)
-    assert set(scheduler.grammar_compile_error_reqs) == {"a"}
+        assert set(scheduler.grammar_compile_error_reqs) == ({"a"} if piece is other else set())
     assert other.sampling_params.extra_args == first.sampling_params.extra_args
     assert scheduler.requests["a"].tuco_steering.alpha == 0.5

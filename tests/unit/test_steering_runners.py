@@ -18,9 +18,9 @@ def parsed(request, monkeypatch):
     count: Counter[float] = Counter()
     steering_of = request.param.steering_of
 
-    def parse(wishes, max_alpha):
+    def parse(wishes, limits):
         count[wishes["alpha"]] += 1
-        return steering_of(wishes, max_alpha)
+        return steering_of(wishes, limits)
 
     monkeypatch.setattr(request.param, "steering_of", parse)
     return request.param, count

@@ -11,6 +11,7 @@ from tuco_vllm.engine.compat import current_platform
 from tuco_vllm.engine.parent_watch import name_starter
 from tuco_vllm.engine.plugin import ADAPTERS, ARCHITECTURE, let_vllm_load_us
 from tuco_vllm.errors import InputError
+from tuco_vllm.steering import Limits
 
 FIXED = ("model", "runner", "convert", "hf_overrides", "quantization", "tokenizer", "config_format")
 """Engine arguments that are not the user's: a pair sets them, or they must stay as they are."""
@@ -62,6 +63,11 @@ def pair_settings(pair: ModelPair, runner: str, **overrides: Any) -> dict[str, A
         "hf_overrides": {**kind, **overrides},
         "config_format": "hf",  # Mistral's repositories carry a second format of config and weights
     }
+
+
+def alpha_bounds(limits: Limits) -> dict[str, float]:
+    """What says to the scheduler of an engine which alphas it takes, in ``hf_overrides``."""
+    return {"tuco_min_alpha": limits.lowest, "tuco_max_alpha": limits.highest}
 
 
 def complete(arguments: Any, pair: ModelPair) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams
 
 from tuco_vllm.config import ModelPair
-from tuco_vllm.engine.arguments import pair_arguments
+from tuco_vllm.engine.arguments import alpha_bounds, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
 from tuco_vllm.engine.row_pieces import received, score_wish
@@ -17,7 +17,7 @@ from tuco_vllm.engine.score_feed import tuco_of_rows
 from tuco_vllm.engine.scorer import deaths, expect_heads
 from tuco_vllm.errors import EngineError
 from tuco_vllm.score_requests import EngineInput, ScoredTokens
-from tuco_vllm.steering import Steering
+from tuco_vllm.steering import Limits, Steering
 
 __all__ = ["Generator", "RequestOutput", "SamplingParams", "attach_scores", "with_steering"]
 
@@ -30,8 +30,8 @@ _STREAM_BATCH = 1024
 class Generator:
     """One vLLM engine that generates under any alpha. Arguments and errors are ``scorer.Scorer``'s."""
 
-    def __init__(self, pair: ModelPair, *, max_alpha: float, **engine_args: Any) -> None:
-        arguments = pair_arguments(pair, "generate", engine_args, tuco_max_alpha=max_alpha)
+    def __init__(self, pair: ModelPair, *, limits: Limits, **engine_args: Any) -> None:
+        arguments = pair_arguments(pair, "generate", engine_args, **alpha_bounds(limits))
         try:
             self.llm = LLM.from_engine_args(arguments)
         except Exception as error:

@@ -190,10 +190,12 @@ class TucoForCausalLM(nn.Module):
                 self.model(input_ids, positions, *rows, inputs_embeds=embeds)
             return self.stock(input_ids, positions, intermediate, embeds)
         plan, readings = step.plan, step.readings
+        arguments = (input_ids, positions, *self.rows.tensors(plan), embeds)
         with self.rows.slots_of(plan, self.model.attention_names):
-            hidden_TH, norms_CN, states_CH = self.model(
-                input_ids, positions, *self.rows.tensors(plan), inputs_embeds=embeds
-            )
+            if len(plan.pt_layers) < self.model.num_layers:  # nobody is scored
+                hidden_TH, _, _ = self.model.forward(*arguments, pt_layers=plan.pt_layers.tolist())
+                return hidden_TH
+            hidden_TH, norms_CN, states_CH = self.model(*arguments)
         self._scores = norms_CN.new_full((plan.num_logits, norms_CN.shape[1]), float("nan"))
         sampled_CN = norms_CN[self.rows.on_device(plan.sampled_in_C)] if readings else norms_CN
         self._scores[self.rows.on_device(plan.logits_C)] = sampled_CN

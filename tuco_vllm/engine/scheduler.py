@@ -15,7 +15,18 @@ from tuco_vllm.engine.own_steps import TakesTurns
 from tuco_vllm.engine.prefix_scheduler import end_prefixes
 from tuco_vllm.engine.score_columns import rows_of_request, split_scores
 from tuco_vllm.errors import InputError
-from tuco_vllm.steering import ALPHA, FT_STREAM, MAX_ALPHA, PLAIN, ROWS, TUCO, Asked, steering_of
+from tuco_vllm.steering import (
+    ALPHA,
+    FT_STREAM,
+    MAX_ALPHA,
+    MIN_ALPHA,
+    PLAIN,
+    ROWS,
+    TUCO,
+    Asked,
+    Limits,
+    steering_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -26,14 +37,18 @@ class _Steering(TakesTurns):
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         hf_config = kwargs["vllm_config"].model_config.hf_config
-        self.max_alpha = float(getattr(hf_config, "tuco_max_alpha", MAX_ALPHA))
         self.num_layers: int = kwargs["vllm_config"].model_config.hf_text_config.num_hidden_layers
+        self.limits = Limits(
+            float(getattr(hf_config, "tuco_min_alpha", MIN_ALPHA)),
+            float(getattr(hf_config, "tuco_max_alpha", MAX_ALPHA)),
+            self.num_layers,
+        )
         end_prefixes(self.kv_cache_manager, lambda request: request.tuco_steering.rows)
 
     def add_request(self: Any, request: Request) -> None:
         session = self.requests.get(request.request_id)  # where input streams, each piece is such a request
         try:
-            steering = steering_of(request.sampling_params.extra_args, self.max_alpha)
+            steering = steering_of(request.sampling_params.extra_args, self.limits)
             if steering.rows is not None:
                 expect_rows_fit(request, steering.rows)
             if session is not None and request.resumable and steering != session.tuco_steering:

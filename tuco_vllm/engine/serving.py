@@ -19,7 +19,7 @@ from vllm import SamplingParams
 
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine import compat
-from tuco_vllm.engine.arguments import FIXED, complete, pair_settings
+from tuco_vllm.engine.arguments import FIXED, alpha_bounds, complete, pair_settings
 from tuco_vllm.engine.flag_errors import TLS, flag, reason, refuse_unusable
 from tuco_vllm.engine.parent_watch import own_engines
 from tuco_vllm.engine.plugin import let_vllm_load_us
@@ -28,6 +28,7 @@ from tuco_vllm.engine.score_feed import feed_scores
 from tuco_vllm.engine.scorer import expect_heads
 from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.score_requests import EngineInput
+from tuco_vllm.steering import Limits
 
 _OURS = (*FIXED, "model_tag", "scheduler_cls", "worker_cls", "headless", "api_server_count", "grpc")
 """Flags whose values are ours."""
@@ -92,7 +93,7 @@ class ServedEngine:
                 self._has_heads = True
 
 
-def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> Namespace:
+def parse_arguments(pair: ModelPair, flags: Sequence[str], limits: Limits) -> Namespace:
     """vLLM's arguments for its server with the pair in it. Raises InputError for flags that cannot be."""
     compat.cli_env_setup()
     let_vllm_load_us()
@@ -110,7 +111,7 @@ def parse_arguments(pair: ModelPair, flags: Sequence[str], max_alpha: float) -> 
     for name in _OURS:
         if getattr(arguments, name) != parser.get_default(name):
             raise InputError(f"{flag(name)} is set by tuco itself: leave it out")
-    for name, value in pair_settings(pair, "generate", tuco_max_alpha=max_alpha).items():
+    for name, value in pair_settings(pair, "generate", **alpha_bounds(limits)).items():
         setattr(arguments, name, value)
     complete(arguments, pair)
     arguments.served_model_name = arguments.served_model_name or [pair.ft.name]

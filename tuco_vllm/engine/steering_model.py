@@ -6,12 +6,14 @@ fused norm, so what is not yet added is corrected in place,
 
     M_FT  <-  M_FT - (1 - alpha) * FTC,      FTC = f_FT(x) - f_PT(x),
 
-on the rows with alpha != 1 and no others. Rows with alpha = 1 are FT's bit for bit, by construction.
+on the rows with alpha != 1 and no others. Rows with alpha = 1 are FT's bit for bit, by construction: so is a
+request in layers outside its range, whatever PT's cache holds of it there.
 
 Index spaces are ``step_plan``'s: T tokens of the batch, U tokens with PT's keys and values, S rows of PT,
 C scored rows; L layers, H hidden size.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -40,7 +42,7 @@ from tuco_vllm.engine.stock_models import decoder_of, first_stream, pt_model
         "tokens_U": 0,
         "rows_S": 0,
         "rows_in_U": 0,
-        "alpha_S": 0,
+        "alpha_LS": 1,
         "scored_in_S": 0,
         "inputs_embeds": 0,
     }
@@ -87,13 +89,18 @@ class SteeringModel(nn.Module):
         tokens_U: Tensor,
         rows_S: Tensor,
         rows_in_U: Tensor,
-        alpha_S: Tensor,
+        alpha_LS: Tensor,
         scored_in_S: Tensor,
         inputs_embeds: Tensor | None = None,
+        pt_layers: Collection[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """FT's final hidden states of the steered stream ``[T, H]``; norms ``[C, 7 L]`` float32 of the
         unscaled contributions on it, layer-major, in ``decomposition.NORM_COLUMNS``' order; and that stream
-        behind the last layer ``[C, H]`` float32."""
+        behind the last layer ``[C, H]`` float32.
+
+        With ``pt_layers`` PT runs in these layers alone, and the norms are of no use. Only ``forward`` takes
+        it: what is compiled holds all layers.
+        """
         [ft_model] = self.ft
         x_TH: Any = first_stream(ft_model, input_ids, inputs_embeds)
         at_both = Both(positions[tokens_U], positions[rows_S])
@@ -106,6 +113,10 @@ class SteeringModel(nn.Module):
         norms_CL7 = torch.zeros(*size, dtype=torch.float32, device=x_TH.device)
 
         for index, (ft, pt) in enumerate(zip(self.ft_layers, self.pt_layers, strict=True)):
+            if pt_layers is not None and index not in pt_layers:
+                delta_TH, ft_done = ft(positions=positions, **layer_arguments(x_TH, delta_TH, rows_S[:0]))
+                x_TH = ft_done.x_TH
+                continue
             # As in ScoringModel: FT's fused ops may overwrite their inputs, PT runs before.
             delta_UH = None if delta_TH is None else delta_TH[tokens_U]
             pt_arguments = layer_arguments(x_TH[tokens_U], delta_UH, rows_in_U)
@@ -124,7 +135,8 @@ class SteeringModel(nn.Module):
                 attention_rows_R=scored_in_S,
                 mlp_rows_R=scored_C,
             )
-            steer_residual(delta_TH, alpha_S, rows_S, pt_done.attention_RH, pt_mlp_SH, ft_done.attention_RH)
+            pt_update = pt_done.attention_RH, pt_mlp_SH
+            steer_residual(delta_TH, alpha_LS[index], rows_S, *pt_update, ft_done.attention_RH)
 
         states_CH = stream_on_rows(x_TH, delta_TH, scored_C, torch.float32)
         hidden_TH, _ = decoder_of(ft_model).norm(delta_TH, Pending(x_TH, rows_S))

@@ -4,7 +4,7 @@ The runner's adapter (``steering_v1``, ``steering_v2``) prepares a step before v
 the metadata builders of PT's layers select by it; the model's forward takes it. Nothing of it is in the
 forward's signature, so stock runners, torch.compile and CUDA graphs see a model like any other.
 
-Index spaces are ``step_plan``'s: T, U, S, C; M requests.
+Index spaces are ``step_plan``'s: T, U, S, C; M requests, L layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ class RowTensors(NamedTuple):
     tokens_U: Tensor
     rows_S: Tensor
     rows_in_U: Tensor
-    alpha_S: Tensor
+    alpha_LS: Tensor
     scored_in_S: Tensor
 
 
@@ -59,6 +59,7 @@ class SteeringRows:
     def __init__(self, vllm_config: VllmConfig) -> None:
         self.device = vllm_config.device_config.device
         self.max_num_seqs: int = vllm_config.scheduler_config.max_num_seqs
+        self.num_layers: int = vllm_config.model_config.hf_text_config.num_hidden_layers
         self.step = Step()
 
     def prepare(
@@ -76,7 +77,7 @@ class SteeringRows:
         """
         asked = [steering.rows for steering in steerings]
         if not any(asked):
-            self.step = Step(plan_step(query_starts, num_logits, steerings))
+            self.step = Step(plan_step(query_starts, num_logits, steerings, self.num_layers))
             return
         scheduled = np.diff(query_starts)
         plan, reads = None, reads_of_step(asked, computed, scheduled)
@@ -84,7 +85,7 @@ class SteeringRows:
             requests, starts = np.arange(len(asked)), np.concatenate([[0], np.cumsum(reads.counts)])
         else:
             num_rows = prompt_rows_of_step(asked, computed, scheduled)
-            plan, reads = plan_step(query_starts, num_logits, steerings, num_rows), None
+            plan, reads = plan_step(query_starts, num_logits, steerings, self.num_layers, num_rows), None
             assert plan is not None  # rows need PT
             requests, starts = plan.requests_M, plan.scored_starts
         ends = computed + scheduled
@@ -125,7 +126,11 @@ class SteeringRows:
 
     def tensors(self, plan: StepPlan) -> RowTensors:
         """The plan's rows for the model."""
-        return RowTensors(*(self.on_device(getattr(plan, name)) for name in RowTensors._fields))
+        tensors = RowTensors(*(self.on_device(getattr(plan, name)) for name in RowTensors._fields))
+        if len(tensors.alpha_LS) == self.num_layers:
+            return tensors
+        # Copies, not one row seen L times: what is compiled takes strides for granted.
+        return tensors._replace(alpha_LS=tensors.alpha_LS.repeat(self.num_layers, 1))
 
     def for_profiling(self, num_tokens: int) -> RowTensors:
         """Rows of the most expensive step. What a compiler sees equal here it may take for one, and vLLM
@@ -139,7 +144,7 @@ class SteeringRows:
             tokens_U=first(num_tokens - 1),
             rows_S=first(count_S),
             rows_in_U=first(count_S),
-            alpha_S=torch.zeros(len(first(count_S)), device=self.device),
+            alpha_LS=torch.zeros(self.num_layers, len(first(count_S)), device=self.device),
             scored_in_S=first(min(self.max_num_seqs, num_tokens - 3)),
         )
 

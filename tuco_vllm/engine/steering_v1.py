@@ -3,7 +3,6 @@
 Two overrides (``worker`` puts them into the stock runner), and to each request's state what it asks for.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tuco_vllm.engine.row_pieces import RowPieces
 from tuco_vllm.engine.score_columns import append_scores
-from tuco_vllm.steering import steering_of
+from tuco_vllm.steering import ANY_NUMBER, steering_of
 
 
 class SteeringRunner:
@@ -26,9 +25,9 @@ class SteeringRunner:
         if drafts is not None:
             num_logits += np.array(drafts.num_draft_tokens, dtype=np.int32)
         for new in scheduler_output.scheduled_new_reqs:
-            # Parsed once, it stays through preemption and goes with the request's own state. The bound is the
-            # front's business; here a number is a number.
-            steering = steering_of(new.sampling_params.extra_args, math.inf)
+            # Parsed once, it stays through preemption and goes with the request's own state. The limits
+            # are the front's business; here a number is a number.
+            steering = steering_of(new.sampling_params.extra_args, ANY_NUMBER)
             self.requests[new.req_id].tuco_steering = steering
             if steering.rows is not None:
                 self.requests[new.req_id].tuco_pieces = RowPieces()

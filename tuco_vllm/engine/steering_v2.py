@@ -4,7 +4,6 @@ The model class names it (``get_model_state_cls``). Wishes are kept by request n
 vLLM's dummy batches, whose names nobody asked for, are plain.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from tuco_vllm.engine.compat import DefaultModelState, GPURejectionSampler
 from tuco_vllm.engine.row_pieces import RowPieces
 from tuco_vllm.engine.score_columns import append_scores
-from tuco_vllm.steering import PLAIN, Steering, steering_of
+from tuco_vllm.steering import ANY_NUMBER, PLAIN, Steering, steering_of
 
 
 class SteeringModelState(DefaultModelState):
@@ -27,7 +26,7 @@ class SteeringModelState(DefaultModelState):
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         """Remember what a new, or resumed, request asks for."""
         super().add_request(req_index, new_req_data)
-        steering = steering_of(new_req_data.sampling_params.extra_args, math.inf)
+        steering = steering_of(new_req_data.sampling_params.extra_args, ANY_NUMBER)
         if steering.needs_pt:
             self._steerings[new_req_data.req_id] = steering
         if steering.rows is not None:

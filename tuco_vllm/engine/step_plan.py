@@ -2,11 +2,13 @@
 
 A request needs PT on all of its tokens (alpha != 1), on its last rows only (alpha = 1 with scores), or not at
 all; PT's keys and values are needed for all tokens of the first two kinds. What a step costs follows from
-what its requests ask for, so the rows are listed per request.
+what its requests ask for, so the rows are listed per request. An alpha may be for some layers only: PT runs
+in those that any request of the step needs, and there for all of them; where a layer is outside a request's
+range its alpha is 1.
 
 Index spaces, and the suffix that names each: T tokens of the batch; U the tokens whose PT keys and values are
 written; S the rows that PT computes in full; C the rows that are scored, one for each token to be sampled,
-and of a prompt those that are asked for; M the requests that need PT, of the batch's N.
+and of a prompt those that are asked for; M the requests that need PT, of the batch's N. L layers.
 """
 
 from collections.abc import Sequence
@@ -33,8 +35,9 @@ class StepPlan(NamedTuple):
     """The same rows, as places in ``tokens_U``."""
     query_starts: NDArray[np.int32]
     """``[M + 1]``: where each request's rows begin among S."""
-    alpha_S: NDArray[np.float32]
-    """The alpha of every row's request."""
+    alpha_LS: NDArray[np.float32]
+    """The alpha of every row's request, by layer; ``[1, S]`` where it is the same in all of them. Row by row
+    in memory: what is compiled takes that for granted."""
     scored_in_S: Indices
     """The rows of C, as places among S."""
     scored_starts: Indices
@@ -43,6 +46,8 @@ class StepPlan(NamedTuple):
     """The rows of C that get logits, as places in C."""
     logits_C: Indices
     """The same rows, as places among the batch's rows of logits."""
+    pt_layers: Indices
+    """The layers in which PT runs."""
     num_logits: int
     """Rows of logits in the batch."""
 
@@ -51,6 +56,7 @@ def plan_step(
     query_starts: Sequence[int] | NDArray[np.int32],
     num_logits: Sequence[int] | NDArray[np.int32],
     steerings: Sequence[Steering],
+    num_layers: int,
     num_rows: NDArray[np.int64] | None = None,
 ) -> StepPlan | None:
     """The rows of a batch, or None where no request needs PT.
@@ -62,14 +68,15 @@ def plan_step(
     places = [place for place, steering in enumerate(steerings) if steering.needs_pt]
     if not places:
         return None
+    alpha_M = np.array([steerings[place].alpha for place in places])
     starts = np.asarray(query_starts, dtype=np.int64)
     logits = np.asarray(num_logits, dtype=np.int64)
     requests_M = np.array(places, dtype=np.int64)
-    alpha_M = np.array([steerings[place].alpha for place in places], dtype=np.float32)
     logits_M = logits[requests_M]
     length_M = starts[requests_M + 1] - starts[requests_M]
     scored_M = logits_M if num_rows is None else np.maximum(logits_M, num_rows[requests_M])
     rows_M = np.where(alpha_M != 1.0, length_M, scored_M)  # the last so many of a request's tokens
+    alpha_LS, pt_layers = _by_layer([steerings[place] for place in places], alpha_M, rows_M, num_layers)
     u_starts, s_starts, c_starts = _starts(length_M), _starts(rows_M), _starts(scored_M)
     logits_starts = _starts(logits)
 
@@ -81,13 +88,33 @@ def plan_step(
         rows_S=tokens_U[rows_in_U],
         rows_in_U=rows_in_U,
         query_starts=s_starts.astype(np.int32),
-        alpha_S=np.repeat(alpha_M, rows_M),
+        alpha_LS=alpha_LS,
         scored_in_S=ranges(s_starts[1:] - scored_M, scored_M),
         scored_starts=c_starts,
         sampled_in_C=ranges(c_starts[1:] - logits_M, logits_M),
         logits_C=ranges(logits_starts[requests_M], logits_M),
+        pt_layers=pt_layers,
         num_logits=int(logits_starts[-1]),
     )
+
+
+def _by_layer(
+    steerings: list[Steering], alpha_M: NDArray[np.float64], rows_M: Indices, num_layers: int
+) -> tuple[NDArray[np.float32], Indices]:
+    """``StepPlan.alpha_LS`` and ``pt_layers``."""
+    pt_layers = np.arange(num_layers)
+    ranged = [place for place, steering in enumerate(steerings) if steering.layers is not None]
+    if not ranged:
+        return np.repeat(alpha_M.astype(np.float32), rows_M)[None], pt_layers
+    alpha_LM = np.tile(alpha_M.astype(np.float32), (num_layers, 1))
+    is_needed_L = np.full(num_layers, len(ranged) < len(steerings))
+    for place in ranged:
+        first, last = steerings[place].layers or (0, num_layers - 1)
+        alpha_LM[:first, place] = alpha_LM[last + 1 :, place] = 1.0
+        first, last = steerings[place].pt_layers or (0, num_layers - 1)
+        is_needed_L[first : last + 1] = True
+    owner_S = np.repeat(np.arange(len(steerings)), rows_M)
+    return alpha_LM.take(owner_S, axis=1), pt_layers[is_needed_L]
 
 
 def _starts(lengths: Indices) -> Indices:

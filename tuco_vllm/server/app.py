@@ -27,9 +27,10 @@ from tuco_vllm.server.middleware import TucoMiddleware
 from tuco_vllm.server.openapi import describe_fields
 from tuco_vllm.server.score import ScoreService
 from tuco_vllm.shared_tokens import SharedTokens
+from tuco_vllm.steering import Limits
 
 
-def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
+def serve(pt: str, ft: str, flags: Sequence[str], *, limits: Limits) -> None:
     """Serve a pair until SIGINT or SIGTERM; ``flags`` are vLLM's, for its own server.
 
     Raises InputError for models and flags that cannot work, EngineError when vLLM does not start or dies.
@@ -37,13 +38,14 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
     trust = any(flag.replace("_", "-") == "--trust-remote-code" for flag in flags)
     pair = resolve_pair(pt, ft, trust_remote_code=trust)
     tokenizer = load_tokenizer(pair.ft.tokenizer_directory, trust_remote_code=trust)
+    limits = limits._replace(num_layers=pair.ft.sizes["num_hidden_layers"])
 
     # Only now: vLLM takes seconds to import, and what can be refused without it has been.
     from tuco_vllm.engine import serving
 
     names = served_names(pair.ft)
     named = replace(pair, ft=replace(pair.ft, name=names[0]))
-    arguments = serving.parse_arguments(named, flags, max_alpha)
+    arguments = serving.parse_arguments(named, flags, limits)
     if arguments.served_model_name == names[:1]:  # not --served-model-name, unless it says the same
         arguments.served_model_name = names
     if arguments.chat_template is not None:
@@ -67,7 +69,7 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, max_alpha: float) -> None:
             pair,
             ScoreService(engine, encoder, list(arguments.served_model_name)),
             drain,
-            max_alpha=max_alpha,
+            limits=limits,
             force_usage=arguments.enable_force_include_usage,
             fingerprint=app.state.openai_serving_completion.system_fingerprint,
         )
@@ -111,7 +113,7 @@ def install(
     service: ScoreService,
     drain: Drain,
     *,
-    max_alpha: float,
+    limits: Limits,
     force_usage: bool = False,
     fingerprint: str | None = None,
 ) -> None:
@@ -126,7 +128,7 @@ def install(
         Middleware(DrainMiddleware, drain=drain),
         Middleware(
             TucoMiddleware,
-            max_alpha=max_alpha,
+            limits=limits,
             model_name=model_name,
             force_usage=force_usage,
             fingerprint=fingerprint,
@@ -136,8 +138,9 @@ def install(
     app.state.tuco = service
     app.include_router(score.router)
     app.include_router(page.router)
-    describe_fields(app, max_alpha)
-    names = {"pt": pair.pt.name, "ft": pair.ft.name, "max_alpha": max_alpha}
+    describe_fields(app, limits)
+    bounds = {"min_alpha": limits.lowest, "max_alpha": limits.highest}
+    names = {"pt": pair.pt.name, "ft": pair.ft.name, **bounds}
 
     async def models(request: Request) -> JSONResponse:
         """vLLM's list of models; each entry says which pair it is."""

@@ -13,6 +13,7 @@ from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import ScoredAnswer
 from tuco_vllm.server.errors import RequestError
 from tuco_vllm.server.wishes import Wish, read_wish, refuse_elsewhere
+from tuco_vllm.steering import Limits
 
 STEERABLE = ("/v1/completions", "/v1/chat/completions")
 """Where alpha and tuco are served."""
@@ -30,7 +31,7 @@ class TucoMiddleware:
     """Wrap ``app``, which serves vLLM's routes.
 
     Args:
-        max_alpha: the largest alpha that the engine takes.
+        limits: the alphas that the engine takes.
         model_name: what metrics call the model.
         force_usage, fingerprint: ``ScoredAnswer``'s.
     """
@@ -39,13 +40,13 @@ class TucoMiddleware:
         self,
         app: ASGIApp,
         *,
-        max_alpha: float,
+        limits: Limits,
         model_name: str,
         force_usage: bool = False,
         fingerprint: str | None = None,
     ) -> None:
         self.app = app
-        self.max_alpha, self.model_name = max_alpha, model_name
+        self.limits, self.model_name = limits, model_name
         self._scored = partial(ScoredAnswer, force_usage=force_usage, fingerprint=fingerprint)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +63,7 @@ class TucoMiddleware:
                 refuse_elsewhere(body)
                 wish = None
             else:
-                wish = read_wish(body, self.max_alpha)
+                wish = read_wish(body, self.limits)
         except RequestError as error:
             return await error.response()(scope, receive, send)
         if wish is None:

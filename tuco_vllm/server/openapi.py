@@ -5,11 +5,12 @@ from typing import Any
 from fastapi import FastAPI
 
 from tuco_vllm.server.middleware import STEERABLE
+from tuco_vllm.steering import Limits
 
 
-def describe_fields(app: FastAPI, max_alpha: float) -> None:
+def describe_fields(app: FastAPI, limits: Limits) -> None:
     """Have ``app.openapi()``, and so /openapi.json and /docs, list the two fields and say what they do."""
-    fields = _fields(max_alpha)
+    fields = _fields(limits)
     without = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -23,13 +24,27 @@ def describe_fields(app: FastAPI, max_alpha: float) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _fields(max_alpha: float) -> dict[str, Any]:
+def _fields(limits: Limits) -> dict[str, Any]:
+    number = {"type": "number", "minimum": limits.lowest, "maximum": limits.highest}
+    layer: dict[str, Any] = {"type": "integer", "minimum": 0}
+    if limits.num_layers is not None:
+        layer["maximum"] = limits.num_layers - 1
+    by_layers = {
+        "type": "object",
+        "properties": {
+            "value": number,
+            "layers": {"type": "array", "items": layer, "minItems": 2, "maxItems": 2},
+        },
+        "required": ["value", "layers"],
+        "additionalProperties": False,
+    }
     return {
         "alpha": {
             "title": "Alpha",
             "description": "The fine-tuned part of every layer is scaled by it: 1 is the fine-tuned model, "
-            "0 the pre-trained layers.",
-            "anyOf": [{"type": "number", "minimum": 0, "maximum": max_alpha}, {"type": "null"}],
+            "0 the pre-trained layers. With `layers`, from the first to the last, both included and counted "
+            "from 0, the others are the fine-tuned model's.",
+            "anyOf": [number, by_layers, {"type": "null"}],
             "default": 1,
         },
         "tuco": {

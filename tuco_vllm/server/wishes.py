@@ -2,19 +2,39 @@
 
 ``alpha`` and ``tuco`` stand in the request itself or in its ``vllm_xargs``; vLLM is handed both in
 ``vllm_xargs``, which end up in ``SamplingParams.extra_args``. Values are judged here: vLLM's request models
-would make 1 of ``true`` and let NaN pass.
+would make 1 of ``true`` and let NaN pass. ``vllm_xargs`` take strings, numbers and lists, so that an alpha by
+layers, an object, is handed on as a number and its layers.
 """
 
 import json
-import sys
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from tuco_vllm.errors import InputError
 from tuco_vllm.server.errors import RequestError
-from tuco_vllm.steering import ALPHA, PLAIN, ROWS, TUCO, Steering, parse_alpha, parse_tuco, steering_of
+from tuco_vllm.steering import (
+    ALPHA,
+    ALPHA_LAYERS,
+    ANY_NUMBER,
+    PLAIN,
+    ROWS,
+    TUCO,
+    Limits,
+    Scale,
+    Steering,
+    parse_scale,
+    parse_tuco,
+    steering_of,
+)
 
 _XARGS, _LAYERS = "vllm_xargs", "layers"
+
+_OURS = {
+    ROWS: "/v1/tuco/score has response and trace",
+    ALPHA_LAYERS: f'{ALPHA} may be {{"value": number, "layers": [first, last]}}',
+}
+"""What only we write, and what to ask for in its place."""
+_MARKS = (*(f'"{name}"'.encode() for name in (ALPHA, TUCO, *_OURS)), b"\\u00", b"\0")
 
 
 class Wish(NamedTuple):
@@ -33,7 +53,7 @@ class Wish(NamedTuple):
     """Whether the client asked for usage in every chunk."""
 
 
-def read_wish(body: bytes, max_alpha: float) -> Wish | None:
+def read_wish(body: bytes, limits: Limits) -> Wish | None:
     """The wish in a request's body; None if it names neither field, or is no JSON object (vLLM refuses it).
 
     Raises RequestError for values that cannot be served, naming the field.
@@ -48,9 +68,9 @@ def read_wish(body: bytes, max_alpha: float) -> Wish | None:
         return None
     if not isinstance(xargs, dict | None):
         raise RequestError(f"{_XARGS} must be an object", _XARGS)
-    alpha = _one_value(ALPHA, places, lambda value: parse_alpha(value, max_alpha), 1.0)
+    scale = _one_value(ALPHA, places, lambda value: parse_scale(value, limits), Scale())
     scored, layers = _one_value(TUCO, places, _scored_and_layers, (False, False))
-    steering = Steering(alpha, scored)
+    steering = Steering(scale.alpha, scored, layers=scale.layers)
     for place in places:
         place.pop(ALPHA, None)
         place.pop(TUCO, None)
@@ -60,7 +80,9 @@ def read_wish(body: bytes, max_alpha: float) -> Wish | None:
                 "use_beam_search knows neither alpha nor tuco: leave it or them out", "use_beam_search"
             )
         # vllm_xargs hold no booleans.
-        request[_XARGS] = {**places[1], ALPHA: alpha, **({TUCO: _LAYERS} if scored else {})}
+        wanted = steering.extra_args()
+        del wanted[TUCO]
+        request[_XARGS] = {**places[1], **wanted, **({TUCO: _LAYERS} if scored else {})}
     elif xargs is not None:
         request[_XARGS] = places[1]
     wish = Wish(steering, b"", layers, bool(request.get("echo")) and request.get("max_tokens") == 0)
@@ -82,7 +104,7 @@ def refuse_elsewhere(body: bytes) -> None:
     for place in places:
         for name in (ALPHA, TUCO) if isinstance(place, dict) else ():
             with suppress(InputError):
-                if steering_of({name: place.get(name)}, sys.float_info.max) == PLAIN:
+                if steering_of({name: place.get(name)}, ANY_NUMBER) == PLAIN:
                     continue
             raise RequestError(
                 f"{name} is not known here, but at /v1/completions and /v1/chat/completions", name
@@ -91,8 +113,9 @@ def refuse_elsewhere(body: bytes) -> None:
 
 def _refuse_ours(places: tuple[Any, ...]) -> None:
     for place in places:
-        if isinstance(place, dict) and place.get(ROWS) is not None:
-            raise RequestError(f"{ROWS} is no field: /v1/tuco/score has response and trace", ROWS)
+        for name, mend in _OURS.items() if isinstance(place, dict) else ():
+            if place.get(name) is not None:
+                raise RequestError(f"{name} is no field: {mend}", name)
 
 
 def _parsed(body: bytes) -> dict[str, Any] | None:
@@ -110,7 +133,7 @@ def _parsed(body: bytes) -> dict[str, Any] | None:
 
 def _may_name_a_field(body: bytes) -> bool:
     """Whether parsing is worth while: the names stand there plain, escaped, or in UTF-16 or -32."""
-    return any(mark in body for mark in (b'"alpha"', b'"tuco"', b'"tuco_rows"', b"\\u00", b"\0"))
+    return any(mark in body for mark in _MARKS)
 
 
 def _one_value(name: str, places: tuple[dict[str, Any], ...], parse: Any, absent: Any) -> Any:
