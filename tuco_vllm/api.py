@@ -11,7 +11,7 @@ from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.records import PromptInput, ResponseInput, TucoScore
 from tuco_vllm.responses import encode_with_response
-from tuco_vllm.score_requests import Adapted, MoreScores, engine_inputs, expect_streams
+from tuco_vllm.score_requests import NO_MORE, Adapted, MoreScores, engine_inputs, expect_streams
 from tuco_vllm.shared_tokens import SharedTokens
 from tuco_vllm.steering import (
     ALPHA,
@@ -161,7 +161,7 @@ class TucoLLM:
             for answered, asked, (_, response) in zip(answers, inputs, encoded, strict=True)
         ]
 
-    def _adapters(self, names: Sequence[Any], more: MoreScores) -> list[Adapter | None]:
+    def _adapters(self, names: Sequence[Any], more: MoreScores = NO_MORE) -> list[Adapter | None]:
         """Of each prompt the adapter, None where it is the pair's own."""
         own = self.pair.ft.adapter
         if own is None and any(name is not None for name in names):
@@ -186,6 +186,7 @@ class TucoLLM:
         alpha: Alpha | Sequence[Alpha] = 1.0,
         *,
         scores: bool = True,
+        lora: Any = None,
         use_tqdm: bool = False,
     ) -> "list[RequestOutput]":
         """Complete every prompt under its alpha (paper Def. 5.1: 1 is FT, 0 is PT's layers), in order.
@@ -194,8 +195,8 @@ class TucoLLM:
         first is the prompt's), and ``tuco_norms``, float32 ``[tokens, L, 7]``; None with ``scores=False``,
         which at alpha = 1 costs nothing over plain FT. An alpha ``{"value": a, "layers": [first, last]}`` is
         for these layers, which count from 0; the others are FT's, and without scores PT runs in none of them.
-        One ``sampling_params`` or ``alpha`` serves all prompts. Raises InputError or PromptError, naming the
-        prompt's place, before anything is generated.
+        ``lora`` is ``score``'s. One ``sampling_params``, ``alpha`` or ``lora`` serves all prompts. Raises
+        InputError or PromptError, naming the prompt's place, before anything is generated.
         """
         if self.task != "generate":
             raise InputError('this TucoLLM scores: generate with TucoLLM(..., task="generate")')
@@ -213,7 +214,11 @@ class TucoLLM:
                 steerings.append(Steering(scale.alpha, scores, layers=scale.layers))
             except InputError as error:
                 raise InputError(f"prompt {place}: {error}") from error
-        outputs: list[RequestOutput] = self._engine.generate(encoded, params, steerings, progress=use_tqdm)
+        own = self.pair.ft.adapter
+        adapters = [adapter or own for adapter in self._adapters(_one_each(lora, len(encoded), "lora"))]
+        outputs: list[RequestOutput] = self._engine.generate(
+            encoded, params, steerings, adapters=adapters, progress=use_tqdm
+        )
         for prompt, output in zip(prompts, outputs, strict=True):
             output.prompt = prompt if isinstance(prompt, str) else None
         return outputs

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import steered
 import tiny_models
 import tolerances
 import torch
 from cells import Cell
 from counters import counter
-from scored import ScoresAreTrue, ScoringEngine, assert_true_when_preempted
+from scored import (
+    ScoresAreTrue,
+    ScoringEngine,
+    assert_own_streams_are_true,
+    assert_responses_are_true,
+    assert_true_when_preempted,
+)
 from tiny_adapters import Made, make_adapter
 from truth import assert_close, true_norms, tuco
+from vllm import SamplingParams
 
+from tuco_vllm import TucoLLM
 from tuco_vllm.config import resolve_adapter, resolve_pair
 from tuco_vllm.engine import adapter_pair
 from tuco_vllm.engine.scorer import Scorer
@@ -27,6 +36,16 @@ from tuco_vllm.families import FAMILIES
 from tuco_vllm.score_requests import Adapted
 
 pytestmark = [pytest.mark.usefixtures("in_process"), pytest.mark.engine]
+
+STEERED: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": tiny_models.MAX_LEN,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 256 << 20,
+    "max_num_batched_tokens": 96,
+    "max_num_seqs": 64,
+}
 
 IN_MAKE_TEST = ("qwen2", "gemma2", "phi3")
 """Biases; four norms and windows; q, k and v adapted as one. The others are slow."""
@@ -185,3 +204,72 @@ def test_a_light_adapter_is_measured(pair_dirs: Any, adapter_of: Any) -> None:
         errors[row_dtype] = (tuco(norms) - truth).abs().mean()
     print(f"mean |dTuCo| of {truth.mean():.4f}: {errors}")
     assert errors["auto"] <= tolerances.WIDE_ROWS * errors["model"]
+
+
+GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
+
+
+@pytest.mark.parametrize("name", FAMILY_PAIRS)
+def test_adapters_and_alphas_mixed(name: str, pair_dirs: Any, adapter_of: Any) -> None:
+    """Texts under two adapters, every alpha and range, scored and not, over shared prefixes; then again."""
+    base = pair_dirs(name, "float32")[1]
+    made = [adapter_of(base, 22), adapter_of(base, 23, r=16, strength=0.3)]
+    prompts, alphas = steered.requests(20, longest=90)
+    prompts += [prompts[1][:64] + prompt[:9] for prompt in prompts[:8]]
+    alphas += alphas[4:12]
+    places = [made[(n // 2) % 2] for n in range(len(prompts))]
+    args = STEERED | {"max_loras": 2, "max_lora_rank": 16}
+    with closing(TucoLLM(base, made[0].adapter, task="generate", **args)) as llm:
+        loras = [None if each is made[0] else each.adapter for each in places]
+        for scores in (True, False, True):
+            outputs = llm.generate(prompts, GREEDY, alphas, scores=scores, lora=loras)
+            for prompt, alpha, each, output in zip(prompts, alphas, places, outputs, strict=True):
+                pair, completion = (base, each.merged), output.outputs[0]
+                steered.assert_greedy(pair, prompt, alpha, completion.token_ids)
+                if scores:
+                    norms = completion.tuco_norms
+                    steered.assert_scored(pair, prompt, alpha, completion.token_ids, norms)
+
+
+def test_generating_engines_score_as_well(base: str, adapter_of: Any) -> None:
+    """Responses, traces, OutputCo and rewards, under the pair's adapter and another."""
+    made = [adapter_of(base, 24), adapter_of(base, 25)]
+    with closing(TucoLLM(base, made[0].adapter, task="generate", **STEERED)) as llm:
+        own = [resolve_adapter(each.adapter, llm.pair.pt)[0] for each in made]
+
+        def under(adapter: Any) -> Any:
+            return lambda items: llm._engine.stream((key, Adapted(asked, adapter)) for key, asked in items)
+
+        for each, adapter in zip(made, own, strict=True):
+            assert_responses_are_true(under(adapter), (base, each.merged), "float32")
+            assert_own_streams_are_true(under(adapter), (base, each.merged), "float32")
+
+
+def test_base_weights_exist_once(base: str, adapter_of: Any) -> None:
+    """By storage: all tensors of an engine are those of vLLM's own model with its LoRA layers."""
+    pair = resolve_pair(base, adapter_of(base, 26).adapter)
+    with closing(Scorer(pair, **Cell("llama").engine_args())) as scorer:
+        model = scorer.engine.model_executor.driver_worker.worker.get_model()
+        whole, stock = _bytes(model), _bytes(model.ft)
+    assert 0 < stock <= whole <= 1.01 * stock
+
+
+def _bytes(model: torch.nn.Module) -> int:
+    """Of all tensors that a model's modules hold, each storage once; attributes and tuples of them too."""
+    seen: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, tuple | list):
+            for each in value:
+                visit(each)
+        elif isinstance(value, dict):
+            visit(list(value.values()))
+
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("kv_cache", "_modules"):
+                visit(value)
+    return sum(seen.values())

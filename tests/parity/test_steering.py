@@ -7,6 +7,7 @@ import tiny_models
 import tolerances
 from engines import in_this_process
 from scored import assert_responses_are_true
+from tiny_adapters import make_adapter
 from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
@@ -25,17 +26,25 @@ ENGINE = {
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("eager", marks=pytest.mark.quick), "compiled"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("eager", marks=pytest.mark.quick), "compiled", "adapter"]
+)
 def served(request: pytest.FixtureRequest, pair_dirs, tmp_path_factory):
-    """A pair and its engine, one start for all tests of an execution mode; compiled as users run it."""
-    eager = request.param == "eager"
+    """A pair and its engine, one start for all tests of an execution mode; compiled as users run it.
+
+    Under an adapter FT is the model that PEFT merges.
+    """
+    eager, adapter = request.param != "compiled", None
     if eager:
         pair = pair_dirs("llama", "float32")
+        if request.param == "adapter":
+            made = make_adapter(pair[1], tmp_path_factory.mktemp("adapter"), 31)
+            pair, adapter = (pair[1], made.merged), made.adapter
     else:  # there are miscompilations that only start with the fourth layer; each takes a quarter of a minute
         pair = tiny_models.make_pair("mistral", tmp_path_factory.mktemp("deep"), num_hidden_layers=4)
     with (
         in_this_process(eager),
-        TucoLLM(*pair, task="generate", enforce_eager=eager, **ENGINE) as llm,
+        TucoLLM(pair[0], adapter or pair[1], task="generate", enforce_eager=eager, **ENGINE) as llm,
     ):
         yield pair, llm
 
@@ -107,7 +116,9 @@ def test_neighbours_that_ask_for_nothing(served) -> None:
     wishes = [GREEDY.clone() for _ in kinds]
     for params, kind in zip(wishes, kinds, strict=True):
         params.extra_args = kind or None
-    outputs = engine.generate([{"prompt_token_ids": p} for p in prompts], wishes, use_tqdm=False)
+    lora = llm._engine._adapters.of(llm.pair.ft.adapter)
+    asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+    outputs = engine.generate(asked, wishes, use_tqdm=False, lora_request=lora)
     for completion, prompt, kind in zip(only(outputs), prompts, kinds, strict=True):
         norms, scored = completion.routed_experts, bool(kind.get("tuco"))
         assert (norms is not None) == scored

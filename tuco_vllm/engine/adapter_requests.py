@@ -1,11 +1,14 @@
 """vLLM's names for adapters: what an engine is configured for, and what goes with each request."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 from tuco_vllm.adapter import Adapter
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.compat import LoRARequest, MaxLoRARanks
 from tuco_vllm.errors import InputError
+from tuco_vllm.score_requests import Adapted, EngineInput, ScoredTokens
+from tuco_vllm.steering import FT_STREAM
 
 _RANKS = sorted(get_args(MaxLoRARanks))
 
@@ -27,15 +30,29 @@ def _room_for(adapter: Adapter) -> int:
     raise InputError(f"the adapter {adapter.name} has rank {adapter.rank}, vLLM's limit is {_RANKS[-1]}")
 
 
+def routed(asked: EngineInput | Adapted, own: Adapter | None) -> tuple[EngineInput, Adapter | None]:
+    """What an engine is asked, and under which adapter; ``own`` is the pair's.
+
+    In an engine of adapters PT on a stream of its own is the base without one.
+    """
+    if isinstance(asked, Adapted):
+        return routed(asked.asked, asked.adapter)
+    if own is not None and isinstance(asked, ScoredTokens) and asked.asked.stream != FT_STREAM:
+        return replace(asked, asked=asked.asked._replace(stream=FT_STREAM)), None
+    return asked, own
+
+
 class AdapterRequests:
     """An engine's adapters. One is known by its content: another one under the same path is another."""
 
-    def __init__(self, max_rank: int) -> None:
-        self._max_rank = max_rank
+    def __init__(self, lora_config: Any) -> None:
+        self._max_rank: int = lora_config.max_lora_rank if lora_config else 0
         self._known: dict[str, LoRARequest] = {}
 
-    def of(self, adapter: Adapter) -> LoRARequest:
+    def of(self, adapter: Adapter | None) -> LoRARequest | None:
         """What vLLM is told with a request. InputError for an adapter that the engine has no room for."""
+        if adapter is None:
+            return None
         known = self._known.get(adapter.fingerprint)
         if known is None:
             if adapter.rank > self._max_rank:

@@ -33,8 +33,6 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
             raise InputError(f"{name}= is set by tuco itself: leave it out")
         if name not in EngineArgs.__dataclass_fields__:
             raise InputError(f"vLLM has no engine argument {name}")
-    if runner == "generate" and pair.ft.adapter is not None:
-        raise InputError("adapters are scored only, yet: to generate, merge the adapter into its base")
     if runner == "generate" and engine_args.get("pipeline_parallel_size", 1) > 1:
         raise InputError("pipeline parallelism is for engines that score: use tensor_parallel_size")
     stages = engine_args.get("pipeline_parallel_size", 1) > 1

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams
 
+from tuco_vllm.adapter import Adapter
 from tuco_vllm.config import ModelPair
+from tuco_vllm.engine.adapter_requests import AdapterRequests, routed
 from tuco_vllm.engine.arguments import alpha_bounds, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
@@ -16,7 +18,7 @@ from tuco_vllm.engine.row_pieces import received, score_wish
 from tuco_vllm.engine.score_feed import tuco_of_rows
 from tuco_vllm.engine.scorer import deaths, expect_heads
 from tuco_vllm.errors import EngineError
-from tuco_vllm.score_requests import EngineInput, ScoredTokens
+from tuco_vllm.score_requests import Adapted, EngineInput, ScoredTokens
 from tuco_vllm.steering import Limits, Steering
 
 __all__ = ["Generator", "RequestOutput", "SamplingParams", "attach_scores", "with_steering"]
@@ -44,6 +46,8 @@ class Generator:
         self.num_layers: int = model_config.hf_text_config.num_hidden_layers
         self.dtype = self.row_dtype = str(model_config.dtype).removeprefix("torch.")
         self._has_heads = False
+        self._adapter = pair.ft.adapter
+        self._adapters = AdapterRequests(self.llm.llm_engine.vllm_config.lora_config)
 
     def generate(
         self,
@@ -51,16 +55,22 @@ class Generator:
         params: Sequence[SamplingParams | None],
         steerings: Sequence[Steering],
         *,
+        adapters: Sequence[Adapter | None] | None = None,
         progress: bool,
     ) -> list[RequestOutput]:
         """Complete each prompt's token ids; every completion gets ``tuco`` and ``tuco_norms``
-        (``attach_scores``)."""
+        (``attach_scores``). ``adapters`` are whose FT is not the pair's own; None is the base."""
         wishes = [
             with_steering(one or SamplingParams(), steering)
             for one, steering in zip(params, steerings, strict=True)
         ]
+        if adapters is None:
+            adapters = [self._adapter] * len(prompts)
+        loras: Any = [self._adapters.of(adapter) for adapter in adapters]
         try:
-            outputs = self.llm.generate([tokens_input(ids) for ids in prompts], wishes, use_tqdm=progress)
+            outputs = self.llm.generate(
+                [tokens_input(ids) for ids in prompts], wishes, use_tqdm=progress, lora_request=loras
+            )
         except EngineDeadError as error:
             raise EngineError(f"the vLLM engine died: {error}") from error
         for output, steering in zip(outputs, steerings, strict=True):
@@ -68,18 +78,20 @@ class Generator:
                 attach_scores(completion)
         return outputs
 
-    def stream(self, items: Iterable[tuple[Key, EngineInput]]) -> Iterator[tuple[Key, Any]]:
+    def stream(self, items: Iterable[tuple[Key, EngineInput | Adapted]]) -> Iterator[tuple[Key, Any]]:
         """Of each prompt's token ids its norms ``[L, 7]``, of ScoredTokens RowScores; in input order."""
         params = SamplingParams(max_tokens=1, detokenize=False)
         source = iter(items)
         while batch := list(islice(source, _STREAM_BATCH)):
-            wishes, ids = zip(*(score_wish(asked) for _, asked in batch), strict=True)
+            routes = [routed(asked, self._adapter) for _, asked in batch]
+            wishes, ids = zip(*(score_wish(asked) for asked, _ in routes), strict=True)
             if not self._has_heads and any(wish.rows and wish.rows.targets for wish in wishes):
                 with deaths():
                     expect_heads(self.llm.collective_rpc("load_heads"))
                 self._has_heads = True
-            outputs = self.generate(ids, [params] * len(ids), wishes, progress=False)
-            for (key, asked), output in zip(batch, outputs, strict=True):
+            adapters = [adapter for _, adapter in routes]
+            outputs = self.generate(ids, [params] * len(ids), wishes, adapters=adapters, progress=False)
+            for (key, _), (asked, _), output in zip(batch, routes, outputs, strict=True):
                 completion = output.outputs[0]
                 rows = completion.routed_experts if isinstance(asked, ScoredTokens) else completion.tuco_norms
                 yield key, received(rows, asked, self.num_layers)

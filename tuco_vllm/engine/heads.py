@@ -100,7 +100,9 @@ def log_probs(model: Any, norm: Any, states_RH: Tensor, rows_N: Tensor, targets_
     it is 0.
     """
     # A head of the same weights; by its own, an engine that generates would multiply in 16 bits.
-    head, processor = twin(head_of(model)), copy.copy(model.logits_processor)
+    # Under adapters vLLM has wrapped the processor; theirs of heads is refused (``expect_streams``).
+    processor = copy.copy(getattr(model.logits_processor, "base_layer", model.logits_processor))
+    head = twin(head_of(model))
     head.quant_method, processor.head_dtype = _Float32Head(), None
     logps = []
     block = max(_BLOCK // head.num_embeddings, 1)

@@ -31,7 +31,7 @@ def configure(vllm_config: VllmConfig) -> None:
     if not adapters and getattr(vllm_config.model_config.hf_config, "tuco_pt", None) is None:
         raise ValueError('no pre-trained model: add "tuco_pt": DIR to hf_overrides, or use tuco_vllm.TucoLLM')
     refuse_unsupported(vllm_config)
-    if adapters:
+    if adapters and vllm_config.model_config.runner_type == "pooling":
         vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
     runner = vllm_config.model_config.runner_type
     if runner not in SCHEDULERS:
@@ -121,12 +121,12 @@ def _refuse_of_adapters(vllm_config: VllmConfig) -> None:
         raise ValueError("a base model and adapters need --enable-lora (enable_lora=True)")
     graphs = vllm_config.compilation_config.cudagraph_mode
     reasons = {
-        "an engine that generates": vllm_config.model_config.runner_type == "generate",
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "fully_sharded_loras": lora.fully_sharded_loras,
         "LoRA's target_modules": lora.target_modules is not None,
         # Of padded tokens vLLM's mapping says nothing, and PT's rows come behind them.
-        f"cudagraph_mode {graphs} (NONE works)": graphs not in (None, CUDAGraphMode.NONE),
+        f"cudagraph_mode {graphs} (NONE works)": graphs not in (None, CUDAGraphMode.NONE)
+        and vllm_config.model_config.runner_type == "pooling",
     }
     for reason, present in reasons.items():
         if present:

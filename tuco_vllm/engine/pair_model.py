@@ -39,6 +39,7 @@ from tuco_vllm.engine.scoring_rows import ScoringRows, StepReads
 from tuco_vllm.engine.start_stages import tell
 from tuco_vllm.engine.steering_model import SteeringModel
 from tuco_vllm.engine.steering_rows import SteeringRows
+from tuco_vllm.engine.step_plan import StepPlan
 from tuco_vllm.engine.stock_models import decoder_of, first_stream, ft_model
 from tuco_vllm.engine.weights import SAFETENSORS, load_pair, pt_source
 from tuco_vllm.families import FAMILIES
@@ -185,17 +186,13 @@ class TucoForCausalLM(nn.Module):
         if step.plan is None:
             profiling = context.attn_metadata is None
             if profiling and context.cudagraph_runtime_mode == CUDAGraphMode.NONE and len(positions) > 4:
-                # Compiles the other half, and lets vLLM see the memory it takes.
-                rows = self.rows.for_profiling(len(positions))
-                self.model(input_ids, positions, *rows, inputs_embeds=embeds)
+                self._profile(input_ids, positions, embeds)
             return self.stock(input_ids, positions, intermediate, embeds)
         plan, readings = step.plan, step.readings
-        arguments = (input_ids, positions, *self.rows.tensors(plan), embeds)
         with self.rows.slots_of(plan, self.model.attention_names):
-            if len(plan.pt_layers) < self.model.num_layers:  # nobody is scored
-                hidden_TH, _, _ = self.model.forward(*arguments, pt_layers=plan.pt_layers.tolist())
-                return hidden_TH
-            hidden_TH, norms_CN, states_CH = self.model(*arguments)
+            hidden_TH, norms_CN, states_CH = self._steered(plan, input_ids, positions, embeds)
+        if len(plan.pt_layers) < self.model.num_layers:  # nobody is scored
+            return hidden_TH
         self._scores = norms_CN.new_full((plan.num_logits, norms_CN.shape[1]), float("nan"))
         sampled_CN = norms_CN[self.rows.on_device(plan.sampled_in_C)] if readings else norms_CN
         self._scores[self.rows.on_device(plan.logits_C)] = sampled_CN
@@ -204,6 +201,17 @@ class TucoForCausalLM(nn.Module):
             norms_CLN = norms_CN.unflatten(1, (-1, len(NORM_COLUMNS)))
             self._scores = with_rows(self._scores, RowValues(norms_CLN, states_CH, logps_C), readings)
         return hidden_TH
+
+    def _profile(self, input_ids: Any, positions: Tensor, embeds: Any) -> None:
+        """Compile the other half, and let vLLM see the memory it takes."""
+        self.model(input_ids, positions, *self.rows.for_profiling(len(positions)), inputs_embeds=embeds)
+
+    def _steered(self, plan: StepPlan, input_ids: Any, positions: Tensor, embeds: Any) -> Any:
+        """``SteeringModel``'s answer to a step; its norms are of no use where PT is not in all layers."""
+        arguments = (input_ids, positions, *self.rows.tensors(plan), embeds)
+        if len(plan.pt_layers) < self.model.num_layers:
+            return self.model.forward(*arguments, pt_layers=plan.pt_layers.tolist())
+        return self.model(*arguments)
 
     def _own_stream(self, reads: StepReads, ids: Any, positions: Tensor, before: Any) -> Any:
         """What is read of PT's layers on their own stream, RowValues; from a stage that is not the last that

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import vllm
@@ -11,7 +10,7 @@ from torch import Tensor
 from vllm import LLMEngine, PoolingParams
 
 from tuco_vllm.config import ModelPair, expect_row_dtype
-from tuco_vllm.engine.adapter_requests import AdapterRequests
+from tuco_vllm.engine.adapter_requests import AdapterRequests, routed
 from tuco_vllm.engine.arguments import eager_or_compiled, pair_arguments
 from tuco_vllm.engine.compat import EngineDeadError, tokens_input
 from tuco_vllm.engine.death_watch import end_before_python, hear_of_death
@@ -21,7 +20,7 @@ from tuco_vllm.engine.start_stages import explain
 from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.families import FAMILIES
 from tuco_vllm.score_requests import Adapted, EngineInput, RowScores, ScoredTokens
-from tuco_vllm.steering import FT_STREAM, ROWS
+from tuco_vllm.steering import ROWS
 
 Key = TypeVar("Key")
 
@@ -70,8 +69,7 @@ class Scorer:
         self.row_dtype = "float32" if wide else self.dtype
         self.max_num_seqs: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self._adapter = pair.ft.adapter
-        lora = self.engine.vllm_config.lora_config
-        self._adapters = None if lora is None else AdapterRequests(lora.max_lora_rank)
+        self._adapters = AdapterRequests(self.engine.vllm_config.lora_config)
         self._params = PoolingParams(task="classify")
         self._next_id = 0
         self._done: dict[str, Any] = {}  # of all streams: a step of one may finish prompts of another
@@ -111,20 +109,14 @@ class Scorer:
         """Put a prompt into the engine's queue. Returns the request's name; raises EngineError."""
         request = str(self._next_id)
         self._next_id += 1
-        adapter = self._adapter
-        if isinstance(asked, Adapted):
-            adapter, asked = asked.adapter, asked.asked
-        token_ids, params = asked, self._params
+        asked, adapter = routed(asked, self._adapter)
+        lora, token_ids, params = self._adapters.of(adapter), asked, self._params
         if isinstance(asked, ScoredTokens):
-            if adapter is not None and asked.asked.stream != FT_STREAM:
-                # The base without an adapter is PT on a stream of its own.
-                adapter, asked = None, replace(asked, asked=asked.asked._replace(stream=FT_STREAM))
             rows = {ROWS: list(asked.asked)}
             token_ids, params = asked.token_ids, PoolingParams(task="classify", extra_kwargs=rows)
             if asked.asked.targets:
                 self._load_heads()
             self._asked[request] = asked
-        lora = self._adapters.of(adapter) if self._adapters and adapter else None
         with deaths():
             self.engine.add_request(request, tokens_input(token_ids), params, lora_request=lora)
         return request

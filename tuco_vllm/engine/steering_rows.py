@@ -119,6 +119,14 @@ class SteeringRows:
         )
         return selected, self.on_device(plan.rows_S)
 
+    def count(self, requests: int) -> int:
+        """PT's rows in the step that is being prepared, of so many requests."""
+        return 0 if self.step.plan is None else len(self.step.plan.rows_S)
+
+    def count_without_requests(self, num_tokens: int) -> int:
+        """Rows of a run of no requests, ``for_profiling``'s; none on a CPU, where nothing is profiled."""
+        return 0 if self.device.type == "cpu" else num_tokens - 2
+
     def take_step(self) -> Step:
         """Once: a dummy run must not find the last step's."""
         step, self.step = self.step, Step()
