@@ -9,6 +9,7 @@ import backend_engines
 import engines
 import pytest
 import v2_on_cpu
+from tiny_adapters import Made, make_adapter
 
 
 @pytest.fixture
@@ -16,6 +17,31 @@ def in_process() -> Iterator[None]:
     """Engines of this test run in its process."""
     with engines.in_this_process():
         yield
+
+
+@pytest.fixture(scope="session")
+def adapter_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
+    """``make_adapter`` into a directory of its own."""
+
+    def make(base: str, seed: int, **config: Any) -> Made:
+        return make_adapter(base, tmp_path_factory.mktemp("adapter"), seed, **config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def models_of(pair_dirs: Any, adapter_of: Callable[..., Made]) -> Callable[..., Any]:
+    """(kind, name) -> the directories that judge a float32 pair, and what an engine is given for it: the same,
+    or with the kind "adapter" FT's base and an adapter."""
+
+    def models(kind: str, name: str) -> tuple[tuple[str, str], tuple[str, str]]:
+        pair = pair_dirs(name, "float32")
+        if kind == "pair":
+            return pair, pair
+        made = adapter_of(pair[1], 31)
+        return (pair[1], made.merged), (pair[1], made.adapter)
+
+    return models
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from scored import (
     assert_responses_are_true,
     assert_true_when_preempted,
 )
-from tiny_adapters import Made, make_adapter
+from tiny_adapters import Made
 from truth import assert_close, true_norms, tuco
 from vllm import SamplingParams
 
@@ -60,16 +60,6 @@ FAMILY_PAIRS = [
 def adapter_engine(base: str, made: Made, dtype: str, engine_args: dict[str, Any]) -> ScoringEngine:
     """Of a base and one adapter, judged by that base and the merged model."""
     return ScoringEngine((base, made.merged), dtype, engine_args, resolve_pair(base, made.adapter))
-
-
-@pytest.fixture(scope="session")
-def adapter_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
-    """``make_adapter`` into a directory of its own."""
-
-    def make(base: str, seed: int, **config: Any) -> Made:
-        return make_adapter(base, tmp_path_factory.mktemp("adapter"), seed, **config)
-
-    return make
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import tiny_models
 import tolerances
 from engines import in_this_process
 from scored import assert_responses_are_true
-from tiny_adapters import make_adapter
 from vllm import SamplingParams
 
 from tuco_vllm import TucoLLM
@@ -29,22 +28,19 @@ GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
 @pytest.fixture(
     scope="module", params=[pytest.param("eager", marks=pytest.mark.quick), "compiled", "adapter"]
 )
-def served(request: pytest.FixtureRequest, pair_dirs, tmp_path_factory):
+def served(request: pytest.FixtureRequest, models_of, tmp_path_factory):
     """A pair and its engine, one start for all tests of an execution mode; compiled as users run it.
 
     Under an adapter FT is the model that PEFT merges.
     """
-    eager, adapter = request.param != "compiled", None
+    eager = request.param != "compiled"
     if eager:
-        pair = pair_dirs("llama", "float32")
-        if request.param == "adapter":
-            made = make_adapter(pair[1], tmp_path_factory.mktemp("adapter"), 31)
-            pair, adapter = (pair[1], made.merged), made.adapter
+        pair, models = models_of("pair" if request.param == "eager" else "adapter", "llama")
     else:  # there are miscompilations that only start with the fourth layer; each takes a quarter of a minute
-        pair = tiny_models.make_pair("mistral", tmp_path_factory.mktemp("deep"), num_hidden_layers=4)
+        pair = models = tiny_models.make_pair("mistral", tmp_path_factory.mktemp("deep"), num_hidden_layers=4)
     with (
         in_this_process(eager),
-        TucoLLM(pair[0], adapter or pair[1], task="generate", enforce_eager=eager, **ENGINE) as llm,
+        TucoLLM(*models, task="generate", enforce_eager=eager, **ENGINE) as llm,
     ):
         yield pair, llm
 

@@ -40,13 +40,14 @@ def assert_all_true(pair, prompts, alphas, outputs) -> None:
         steered.assert_true(pair, prompt, alpha, completion.token_ids, completion.tuco_norms)
 
 
+@pytest.mark.parametrize("kind", ["pair", "adapter"])
 @pytest.mark.usefixtures("in_process")
-def test_preempted(pair_dirs) -> None:
-    pair = pair_dirs("llama", "float32")
+def test_preempted(kind: str, models_of) -> None:
+    pair, models = models_of(kind, "llama")
     prompts, alphas = steered.requests(16, longest=150)
     params = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
     with TucoLLM(
-        *pair,
+        *models,
         task="generate",
         enforce_eager=True,
         num_gpu_blocks_override=14,
@@ -62,16 +63,17 @@ def test_preempted(pair_dirs) -> None:
     assert_all_true(pair, prompts, alphas, outputs)
 
 
+@pytest.mark.parametrize("kind", ["pair", "adapter"])
 @pytest.mark.usefixtures("in_process")
-def test_speculated(pair_dirs) -> None:
+def test_speculated(kind: str, models_of) -> None:
     """n-gram drafts: several rows of a request are scored in one step, rejected ones dropped."""
-    pair = pair_dirs("llama_mha", "float32")
+    pair, models = models_of(kind, "llama_mha")
     prompts, alphas = steered.requests(12)
     prompts = [(prompt[:9] * 8)[:70] for prompt in prompts]  # repetitive, so that there are drafts
     params = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)
     ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     with TucoLLM(
-        *pair,
+        *models,
         task="generate",
         enforce_eager=True,
         speculative_config=ngram,
@@ -94,11 +96,18 @@ def test_speculated(pair_dirs) -> None:
     assert_all_true(pair, prompts, alphas, outputs)
 
 
-@pytest.mark.parametrize("eager", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_two_ranks(eager: bool, pair_dirs) -> None:
-    pair = pair_dirs("qwen3", "float32")
+@pytest.mark.parametrize(
+    ("kind", "eager"),
+    [
+        ("pair", True),
+        pytest.param("pair", False, marks=pytest.mark.slow),
+        pytest.param("adapter", True, marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks(kind: str, eager: bool, models_of) -> None:
+    pair, models = models_of(kind, "qwen3")
     prompts, alphas = steered.requests(16)
     ranks = {"tensor_parallel_size": 2, "max_num_batched_tokens": 96, "enforce_eager": eager}
-    with TucoLLM(*pair, task="generate", **ranks, **ENGINE) as llm:
+    with TucoLLM(*models, task="generate", **ranks, **ENGINE) as llm:
         assert_all_true(pair, prompts, alphas, llm.generate(prompts, GREEDY, alphas))
         assert_all_greedy(pair, prompts, *in_some_layers(llm, prompts, GREEDY))
