@@ -31,8 +31,10 @@ def adapter_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
 
 @pytest.fixture(scope="session")
 def models_of(pair_dirs: Any, adapter_of: Callable[..., Made]) -> Callable[..., Any]:
-    """(kind, name) -> the directories that judge a float32 pair, and what an engine is given for it: the same,
-    or with the kind "adapter" FT's base and an adapter."""
+    """(kind, name) -> the directories that judge a float32 pair, and what an engine is given for it.
+
+    Of the kind "pair" the same; of the kind "adapter" FT's base, and an adapter of it.
+    """
 
     def models(kind: str, name: str) -> tuple[tuple[str, str], tuple[str, str]]:
         pair = pair_dirs(name, "float32")

@@ -78,6 +78,7 @@ def test_speculated(kind: str, models_of) -> None:
         enforce_eager=True,
         speculative_config=ngram,
         max_num_batched_tokens=128,
+        max_num_seqs=32,  # more, with their drafts, vLLM refuses beside LoRA
         **{**ENGINE, "disable_log_stats": False},
     ) as llm:
         outputs = llm.generate(prompts, params, alphas)
