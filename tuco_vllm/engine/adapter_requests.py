@@ -19,10 +19,10 @@ def adapter_arguments(pair: ModelPair) -> dict[str, Any]:
     adapter = pair.ft.adapter
     if adapter is None:
         return {}
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(adapter)}
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for(adapter)}
 
 
-def _room_for(adapter: Adapter) -> int:
+def room_for(adapter: Adapter) -> int:
     """The least ``max_lora_rank`` that an adapter fits."""
     for rank in _RANKS:
         if rank >= adapter.rank:
@@ -37,9 +37,16 @@ def routed(asked: EngineInput | Adapted, own: Adapter | None) -> tuple[EngineInp
     """
     if isinstance(asked, Adapted):
         return routed(asked.asked, asked.adapter)
-    if own is not None and isinstance(asked, ScoredTokens) and asked.asked.stream != FT_STREAM:
-        return replace(asked, asked=asked.asked._replace(stream=FT_STREAM)), None
-    return asked, own
+    on_base = of_base(asked)
+    return (asked, own) if own is None or on_base is None else (on_base, None)
+
+
+def of_base(asked: EngineInput) -> ScoredTokens | None:
+    """What of PT on a stream of its own an engine of adapters is asked: FT's, without an adapter. None where
+    FT is asked."""
+    if not isinstance(asked, ScoredTokens) or asked.asked.stream == FT_STREAM:
+        return None
+    return replace(asked, asked=asked.asked._replace(stream=FT_STREAM))
 
 
 class AdapterRequests:
@@ -58,7 +65,7 @@ class AdapterRequests:
             if adapter.rank > self._max_rank:
                 raise InputError(
                     f"the adapter {adapter.name} has rank {adapter.rank}, the engine takes {self._max_rank}: "
-                    f"start it with max_lora_rank={_room_for(adapter)}"
+                    f"start it with max_lora_rank={room_for(adapter)}"
                 )
             known = LoRARequest(
                 lora_name=f"{adapter.name}@{adapter.fingerprint[:16]}",

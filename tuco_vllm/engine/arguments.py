@@ -55,7 +55,12 @@ def pair_settings(pair: ModelPair, runner: str, **overrides: Any) -> dict[str, A
     kind: dict[str, Any] = {"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory)}
     if pair.ft.adapter is not None:
         kind = {"architectures": [ADAPTERS]}
+    if pair.ft.tokenizer_directory != pair.ft.directory:
+        kind_of_tokens = {"tokenizer": str(pair.ft.tokenizer_directory)}
+    else:
+        kind_of_tokens = {}
     return {
+        **kind_of_tokens,
         "model": str(pair.ft.directory),
         "runner": runner,
         "hf_overrides": {**kind, **overrides},

@@ -169,6 +169,8 @@ and starts with the CPU wheel.
     load_chat_template(chat_template), kill_process_tree(pid),
     vllm.entrypoints.openai.models.serving.OpenAIServingModels.show_available_models(),
     vllm.entrypoints.openai.completion.serving.OpenAIServingCompletion.system_fingerprint
+served_adapters.py, server/app.py: adapters by the names that requests have for them. Until: never, probably.
+    LoRAModulePath(name, path), vllm.entrypoints.openai.models.serving.OpenAIServingModels.lora_requests
 serving.py, server/score.py: our route has the limits and instruments of vLLM's. Until: vLLM exports them.
     max_completion_prompts, extract_trace_headers(headers), validate_json_request(raw_request),
     load_aware_call(func), with_cancellation(handler_func)
@@ -247,6 +249,7 @@ _SERVER_SIDE = {
     "kill_process_tree": "vllm.utils.system_utils.kill_process_tree",
     "keep_alive_timeout": "vllm.envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
     "max_completion_prompts": "vllm.envs.VLLM_MAX_COMPLETION_PROMPTS",
+    "LoRAModulePath": "vllm.entrypoints.openai.models.protocol.LoRAModulePath",
     "extract_trace_headers": "vllm.tracing.extract_trace_headers",
     "validate_json_request": "vllm.entrypoints.serve.utils.api_utils.validate_json_request",
     "load_aware_call": "vllm.entrypoints.serve.utils.api_utils.load_aware_call",

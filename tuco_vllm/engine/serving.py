@@ -19,6 +19,7 @@ from vllm import SamplingParams
 
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine import compat
+from tuco_vllm.engine.adapter_requests import of_base
 from tuco_vllm.engine.arguments import FIXED, alpha_bounds, complete, pair_settings
 from tuco_vllm.engine.flag_errors import TLS, flag, reason, refuse_unusable
 from tuco_vllm.engine.parent_watch import own_engines
@@ -26,6 +27,7 @@ from tuco_vllm.engine.plugin import let_vllm_load_us
 from tuco_vllm.engine.row_pieces import received, score_wish
 from tuco_vllm.engine.score_feed import feed_scores
 from tuco_vllm.engine.scorer import expect_heads
+from tuco_vllm.engine.served_adapters import add_adapters
 from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.score_requests import EngineInput
 from tuco_vllm.steering import Limits
@@ -41,6 +43,7 @@ class ServedEngine:
         self._engine = engine
         self.max_model_len: int = engine.model_config.max_model_len
         self._num_layers: int = engine.model_config.hf_text_config.num_hidden_layers
+        self._has_adapters = engine.vllm_config.lora_config is not None
         self._loading, self._has_heads = asyncio.Lock(), False
         feed_scores(engine.output_processor)
 
@@ -59,13 +62,21 @@ class ServedEngine:
         self._engine.shutdown = finish_first
 
     async def score(
-        self, asked: EngineInput, request_id: str, priority: int, headers: Mapping[str, str]
+        self,
+        asked: EngineInput,
+        request_id: str,
+        priority: int,
+        headers: Mapping[str, str],
+        lora: Any = None,
     ) -> Any:
         """Norms ``[L, 7]`` of a prompt at its last token, RowScores of ScoredTokens; EngineError if the
         engine gives none.
 
         ``priority`` is the request's own, over which its header goes; traces go on from the ``headers``.
+        ``lora`` is vLLM's request for an adapter, None for the base.
         """
+        if self._has_adapters and (on_base := of_base(asked)) is not None:
+            asked, lora = on_base, None
         wish, token_ids = score_wish(asked)
         if wish.rows is not None and wish.rows.targets:
             await self._load_heads()
@@ -79,6 +90,7 @@ class ServedEngine:
             request_id,
             priority=priority,
             trace_headers=compat.extract_trace_headers(headers) or None,
+            lora_request=lora,
         )
         rows = None
         async for output in outputs:
@@ -114,6 +126,8 @@ def parse_arguments(pair: ModelPair, flags: Sequence[str], limits: Limits) -> Na
     for name, value in pair_settings(pair, "generate", **alpha_bounds(limits)).items():
         setattr(arguments, name, value)
     complete(arguments, pair)
+    if pair.ft.adapter is not None:
+        add_adapters(arguments, pair, [pair.pt.name])
     arguments.served_model_name = arguments.served_model_name or [pair.ft.name]
     try:
         compat.validate_parsed_serve_args(arguments)

@@ -30,7 +30,7 @@ from tuco_vllm.shared_tokens import SharedTokens
 from tuco_vllm.steering import Limits
 
 
-def serve(pt: str, ft: str, flags: Sequence[str], *, limits: Limits) -> None:
+def serve(pt: str | None, ft: str, flags: Sequence[str], *, limits: Limits) -> None:
     """Serve a pair until SIGINT or SIGTERM; ``flags`` are vLLM's, for its own server.
 
     Raises InputError for models and flags that cannot work, EngineError when vLLM does not start or dies.
@@ -43,11 +43,12 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, limits: Limits) -> None:
     # Only now: vLLM takes seconds to import, and what can be refused without it has been.
     from tuco_vllm.engine import serving
 
-    names = served_names(pair.ft)
-    named = replace(pair, ft=replace(pair.ft, name=names[0]))
+    pt_names, names = served_names(pair.pt), served_names(pair.ft)
+    named = replace(pair, pt=replace(pair.pt, name=pt_names[0]), ft=replace(pair.ft, name=names[0]))
     arguments = serving.parse_arguments(named, flags, limits)
-    if arguments.served_model_name == names[:1]:  # not --served-model-name, unless it says the same
-        arguments.served_model_name = names
+    own = names if pair.ft.adapter is None else pt_names  # whose weights vLLM serves
+    if arguments.served_model_name == own[:1]:  # not --served-model-name, unless it says the same
+        arguments.served_model_name = own
     if arguments.chat_template is not None:
         tokenizer.chat_template = serving.read_chat_template(arguments.chat_template)
     encoder = PromptEncoder(
@@ -67,7 +68,7 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, limits: Limits) -> None:
         install(
             app,
             pair,
-            ScoreService(engine, encoder, list(arguments.served_model_name)),
+            _score_service(app, engine, encoder, arguments, None if pair.ft.adapter is None else names[0]),
             drain,
             limits=limits,
             force_usage=arguments.enable_force_include_usage,
@@ -75,9 +76,22 @@ def serve(pt: str, ft: str, flags: Sequence[str], *, limits: Limits) -> None:
         )
         scheme = "https" if arguments.ssl_certfile else "http"
         where = arguments.uds or f"{scheme}://{arguments.host}:{arguments.port}, a page at /tuco"
-        print(f"tuco: serving {arguments.served_model_name[0]} at {where}", file=sys.stderr, flush=True)
+        print(f"tuco: serving {app.state.tuco.models[0]} at {where}", file=sys.stderr, flush=True)
 
     serving.serve(arguments, extend)
+
+
+def _score_service(
+    app: FastAPI, engine: Any, encoder: PromptEncoder, arguments: Namespace, adapter: str | None
+) -> ScoreService:
+    """With the names that requests may use: the pair's own first, which may be an ``adapter``'s."""
+    from tuco_vllm.engine.served_adapters import ServedAdapters
+
+    names = list(arguments.served_model_name)
+    if adapter is None:
+        return ScoreService(engine, encoder, names)
+    adapters = ServedAdapters(app.state.openai_serving_models.lora_requests)
+    return ScoreService(engine, encoder, [adapter, *names], adapters)
 
 
 def _warn_if_open(arguments: Namespace) -> None:
@@ -148,6 +162,10 @@ def install(
         content = listed.model_dump()
         for entry in content["data"]:
             entry["tuco"] = names
+            if service.adapters is not None:  # of the base PT is both
+                own = entry["id"] if entry["id"] in service.adapters else pair.pt.name
+                entry["tuco"] = {**names, "ft": own}
+        content["data"].sort(key=lambda entry: entry["id"] != model_name)  # who takes the first takes FT
         return JSONResponse(content)
 
     app.router.routes.insert(0, APIRoute("/v1/models", models, methods=["GET"]))

@@ -17,12 +17,13 @@ from fastapi import APIRouter, Depends, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from tuco_vllm.adapter import Adapter
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder
 from tuco_vllm.records import LAYERS, TucoScore
 from tuco_vllm.responses import EncodedResponse, encode_with_response, text_offsets
-from tuco_vllm.score_requests import EngineInput, engine_inputs
+from tuco_vllm.score_requests import EngineInput, engine_inputs, expect_streams
 from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import finite_or_null
 from tuco_vllm.server.errors import RequestError
@@ -42,10 +43,27 @@ class Scorer(Protocol):
     """What scores token ids: ``engine.serving.ServedEngine``."""
 
     async def score(
-        self, asked: EngineInput, request_id: str, priority: int, headers: Mapping[str, str]
+        self,
+        asked: EngineInput,
+        request_id: str,
+        priority: int,
+        headers: Mapping[str, str],
+        lora: Any = None,
     ) -> Any:
         """Norms ``[L, 7]`` of a prompt at its last token, RowScores of ScoredTokens; ``headers`` are the HTTP
-        request's."""
+        request's, ``lora`` is the adapter's that its ``model`` names."""
+
+
+class Adapters(Protocol):
+    """Adapters by their names: ``engine.served_adapters.ServedAdapters``."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def request(self, name: str) -> Any:
+        """What the engine is told; None where ``name`` is no adapter's."""
+
+    def adapter(self, name: str) -> Adapter | None:
+        """Its files; InputError for one that is no plain LoRA."""
 
 
 class _Encoded(NamedTuple):
@@ -60,8 +78,11 @@ class _Encoded(NamedTuple):
 class ScoreService:
     """What the route needs, kept in ``app.state.tuco``."""
 
-    def __init__(self, scorer: Scorer, encoder: PromptEncoder, models: list[str]) -> None:
-        self.models = models
+    def __init__(
+        self, scorer: Scorer, encoder: PromptEncoder, models: list[str], adapters: Adapters | None = None
+    ) -> None:
+        """``models`` are the pair's names, the first for requests that say none."""
+        self.models, self.adapters = models, adapters
         self._scorer = scorer
         self._encoder = encoder
         self._tokenizing = ThreadPoolExecutor(1)  # a tokenizer serves one thread at a time
@@ -69,6 +90,10 @@ class ScoreService:
     async def answer(self, asked: Asked, headers: Mapping[str, str]) -> bytes:
         """The JSON of the scores; RequestError names the field, and the place in a list."""
         encoded: list[_Encoded] = []
+        try:
+            expect_streams(self.adapters.adapter(asked.model) if self.adapters else None, asked.more)
+        except InputError as error:
+            raise RequestError(str(error), "model") from error
         in_thread = partial(asyncio.get_running_loop().run_in_executor, self._tokenizing)
         while len(encoded) < len(asked.inputs):
             encoded += await in_thread(self._encode_some, asked, len(encoded))
@@ -76,19 +101,20 @@ class ScoreService:
         if asked.more.relative_reward and not any(each.response for each in encoded):
             raise RequestError("relative_reward is of responses, and no input has one", "relative_reward")
         inputs = [tokens for each in encoded for tokens in each.inputs]
-        results = await self._score(inputs, name, asked.priority, headers)
+        lora = self.adapters.request(asked.model) if self.adapters else None
+        results = await self._score(inputs, name, asked.priority, headers, lora)
         metrics.SCORED.labels(self.models[0]).inc()
         return await asyncio.to_thread(_answer, name, self.models[0], asked, encoded, results)
 
     async def _score(
-        self, prompts: list[EngineInput], name: str, priority: int, headers: Mapping[str, str]
+        self, prompts: list[EngineInput], name: str, priority: int, headers: Mapping[str, str], lora: Any
     ) -> list[Any]:
         tasks = []
         try:
             for place, tokens in enumerate(prompts):
                 if place % _SLICE == 0:
                     await asyncio.sleep(0)
-                work = self._scorer.score(tokens, f"{name}-{place}", priority, headers)
+                work = self._scorer.score(tokens, f"{name}-{place}", priority, headers, lora)
                 tasks.append(asyncio.create_task(work))
             return await asyncio.gather(*tasks)
         except InputError as error:  # what a reward needs, and the engine cannot load
@@ -148,7 +174,7 @@ async def score(raw_request: Request) -> Response:
     with metrics.ScoreRequest(service.models[0]) as measured:
         try:
             fields = await read_body(raw_request)
-            asked = read_request(fields, service.models, compat.max_completion_prompts)
+            asked = read_request(fields, service.models, compat.max_completion_prompts, service.adapters)
             work = compat.with_cancellation(compat.load_aware_call(_respond))
             response = await work(asked, raw_request) or gone
         except ClientDisconnect:

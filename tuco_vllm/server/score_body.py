@@ -4,6 +4,7 @@ Errors name the field, as vLLM's do. The models below are what /openapi.json sho
 because pydantic would coerce, and would list all that a value is not instead of what it is.
 """
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 from fastapi import Request
@@ -145,8 +146,10 @@ async def read_body(request: Request) -> Any:
         raise RequestError(f"the body is not JSON: {error}", "body") from None
 
 
-def read_request(fields: Any, models: list[str], most_inputs: int) -> Asked:
-    """What a body asks for; RequestError names the field that is wrong."""
+def read_request(
+    fields: Any, models: list[str], most_inputs: int, adapters: Container[str] | None = None
+) -> Asked:
+    """What a body asks for; RequestError names the field that is wrong. ``adapters`` are models as well."""
     if not isinstance(fields, dict):
         raise RequestError(f"the body is {kind_of(fields)}, not an object", "body")
     for field in fields:
@@ -156,7 +159,7 @@ def read_request(fields: Any, models: list[str], most_inputs: int) -> Asked:
     model = models[0] if fields.get("model") is None else fields["model"]
     if not isinstance(model, str):
         raise RequestError(f"model is {kind_of(model)}, not a string", "model")
-    if model not in models:
+    if model not in models and model not in (adapters or ()):
         raise RequestError(f"The model `{model}` does not exist.", "model", status=404)
     layers, priority = fields.get("layers", True), fields.get("priority", 0)
     more = MoreScores(*(fields.get(name, False) for name in MoreScores._fields))
