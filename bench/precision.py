@@ -1,7 +1,8 @@
 """How wrong is a score in 16 bits? Rows in float32, in the model's dtype, and Hugging Face, against float64.
 
     python bench/precision.py                        a random pair, PT and FT ever nearer to each other
-    python bench/precision.py --pt P --ft F          a pair of yours (two models in float64 must fit)
+    python bench/precision.py --pt P --ft F          a pair of yours (two models in float64 must fit); or an
+                                                     adapter, which PEFT's way adds in Hugging Face's model
 
 For each way, over the prompts: mean |dTuCo|, max |dTuCo|, bias (the mean of dTuCo), beside TuCo itself. All
 ways see the same weights, which are 16-bit; the truth is float64 arithmetic on them. "Attention rounded" is
@@ -69,7 +70,7 @@ def _errors(found_N: Tensor, true_N: Tensor) -> dict[str, float]:
 
 
 def _hugging_face(pair: ModelPair, prompts: list[list[int]], dtype: torch.dtype) -> Tensor:
-    oracle = Oracle(pair.pt.directory, pair.ft.directory, dtype=dtype)
+    oracle = Oracle(pair.pt.directory, pair.ft.directory, dtype=dtype, adapter=pair.ft.adapter)
     return _tuco(torch.cat([oracle.norms([prompt]) for prompt in prompts]))
 
 
@@ -107,9 +108,9 @@ def _tuco(norms_NL7: Tensor) -> Tensor:
 
 
 def _pairs(arguments: argparse.Namespace) -> Iterator[tuple[str, ModelPair, list[list[int]]]]:
-    if arguments.pt:
+    if arguments.ft:
         pair = resolve_pair(arguments.pt, arguments.ft)
-        encoder = PromptEncoder(load_tokenizer(pair.ft.directory))
+        encoder = PromptEncoder(load_tokenizer(pair.ft.tokenizer_directory))
         lines = arguments.prompts.read_text(encoding="utf-8").splitlines()[: arguments.count]
         chats = [[{"role": "user", "content": line}] for line in lines]
         yield f"{pair.pt.name} {pair.ft.name}", pair, [encoder.encode(chat).token_ids for chat in chats]
@@ -159,8 +160,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=32, help="prompts, default: %(default)s")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     arguments = parser.parse_args()
-    if bool(arguments.pt) != bool(arguments.ft) or bool(arguments.pt) != bool(arguments.prompts):
-        parser.error("--pt, --ft and --prompts belong together")
+    if bool(arguments.ft) != bool(arguments.prompts) or (arguments.pt and not arguments.ft):
+        parser.error("--ft and --prompts belong together, and --pt with them unless FT is an adapter")
     return arguments
 
 

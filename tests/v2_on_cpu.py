@@ -132,7 +132,11 @@ def generate(spec: dict[str, Any]) -> dict[str, Any]:
             alpha, scored = fields.pop("alpha"), fields.pop("tuco", True)
             wish = None if alpha is None else {"alpha": alpha, "tuco": scored}
             params.append(SamplingParams(**fields, extra_args=wish))
-        rounds = [engine.generate(prompts, params, use_tqdm=False) for _ in range(spec.get("times", 2))]
+        lora = llm._engine._adapters.of(llm.pair.ft.adapter)
+        rounds = [
+            engine.generate(prompts, params, use_tqdm=False, lora_request=lora)
+            for _ in range(spec.get("times", 2))
+        ]
         return {
             "rounds": [[[completed(c) for c in output.outputs] for output in outputs] for outputs in rounds],
             "counters": {m.name: m.value for m in engine.get_metrics() if hasattr(m, "value")},

@@ -47,14 +47,14 @@ STEERED: dict[str, Any] = {
     "max_num_seqs": 64,
 }
 
-IN_MAKE_TEST = ("qwen2", "gemma2", "phi3")
-"""Biases; four norms and windows; q, k and v adapted as one. The others are slow."""
 
-FAMILY_PAIRS = [
-    pytest.param(family.pair, marks=() if family.pair in IN_MAKE_TEST else pytest.mark.slow)
-    for family in FAMILIES.values()
-    if family.float32_rows and not family.text_half
-]
+def families(*in_make_test: str) -> list[Any]:
+    """Pairs of all families that have adapters; those that are not named are slow, an engine each."""
+    return [
+        pytest.param(family.pair, marks=() if family.pair in in_make_test else pytest.mark.slow)
+        for family in FAMILIES.values()
+        if family.float32_rows and not family.text_half
+    ]
 
 
 def adapter_engine(base: str, made: Made, dtype: str, engine_args: dict[str, Any]) -> ScoringEngine:
@@ -67,7 +67,7 @@ def base(pair_dirs: Any) -> str:
     return str(pair_dirs("llama", "float32")[1])
 
 
-@pytest.fixture(params=["float32", "bfloat16"], scope="class")
+@pytest.fixture(params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)], scope="class")
 def engine(request: Any, pair_dirs: Any, adapter_of: Any) -> Iterator[ScoringEngine]:
     dtype = request.param
     directory = pair_dirs("llama", dtype)[1]
@@ -81,7 +81,7 @@ class TestOneAdapter(ScoresAreTrue):
     """As of any pair."""
 
 
-@pytest.mark.parametrize("name", FAMILY_PAIRS)
+@pytest.mark.parametrize("name", families("gemma2", "phi3"))
 def test_every_family(name: str, pair_dirs: Any, adapter_of: Any) -> None:
     directory = pair_dirs(name, "float32")[1]
     engine = adapter_engine(
@@ -92,7 +92,7 @@ def test_every_family(name: str, pair_dirs: Any, adapter_of: Any) -> None:
             engine.check(tiny_models.prompts(12))
 
 
-@pytest.mark.parametrize("name", FAMILY_PAIRS)
+@pytest.mark.parametrize("name", families("qwen2"))
 def test_rows_in_float32_are_the_oracles(
     name: str, pair_dirs: Any, adapter_of: Any, monkeypatch: Any
 ) -> None:
@@ -147,7 +147,7 @@ def test_every_kind_mixed_with_the_others_and_the_base(
 
 
 def test_a_request_without_an_adapter_is_the_base(base: str, adapter_of: Any) -> None:
-    """Beside requests with one: on a CPU vLLM 0.32 gives it the last slot's (``add_empty_slot``)."""
+    """Beside requests with one: on a CPU vLLM 0.32 gives it the last slot's (``mend_on_cpu``)."""
     pair = resolve_pair(base, adapter_of(base, 17).adapter)
     prompts = tiny_models.prompts(8, longest=120)
     with closing(Scorer(pair, **Cell("llama", chunk=48).engine_args())) as scorer:
@@ -199,7 +199,7 @@ def test_a_light_adapter_is_measured(pair_dirs: Any, adapter_of: Any) -> None:
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
 
 
-@pytest.mark.parametrize("name", FAMILY_PAIRS)
+@pytest.mark.parametrize("name", families("gemma2"))
 def test_adapters_and_alphas_mixed(name: str, pair_dirs: Any, adapter_of: Any) -> None:
     """Texts under two adapters, every alpha and range, scored and not, over shared prefixes; then again."""
     base = pair_dirs(name, "float32")[1]

@@ -30,11 +30,19 @@ def test_v2_matches_the_oracle(cell: Cell, pair_dirs, on_v2) -> None:
         assert_close(torch.from_numpy(norms), (pt, ft), prompts, cell.dtype)
 
 
-@pytest.mark.parametrize("task", ["score", "generate"])
-def test_v2_reads_rows(task: str, pair_dirs, on_v2) -> None:
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("pair", "score"),
+        ("pair", "generate"),
+        ("adapter", "score"),
+        pytest.param("adapter", "generate", marks=pytest.mark.slow),
+    ],
+)
+def test_v2_reads_rows(kind: str, task: str, models_of, on_v2) -> None:
     """Responses and traces, cut into chunks; then again, from the cache."""
     cell = Cell("llama", chunk=48)
-    pair = pair_dirs(cell.pair, cell.dtype)
+    pair, models = models_of(kind, cell.pair)
     short, long = tiny_models.prompts(2, seed=8, longest=90)
     asked = [read(long, answer) for answer in (long[:1], long[:40], short)]
     asked += [read(short, long, trace=True), read(long, None, trace=True)]
@@ -43,7 +51,7 @@ def test_v2_reads_rows(task: str, pair_dirs, on_v2) -> None:
     first = len(asked)
     asked += [tokens for several in inputs for tokens in several]
     engine_args = {**cell.engine_args(), "max_num_seqs": 4}
-    spec = {"pt": pair[0], "ft": pair[1], "engine_args": engine_args, "task": task, "rows": asked}
+    spec = {"pt": models[0], "ft": models[1], "engine_args": engine_args, "task": task, "rows": asked}
     for found in on_v2(spec):
         parts = [
             RowScores(*(each if each is None else torch.from_numpy(each) for each in one)) for one in found

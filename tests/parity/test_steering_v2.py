@@ -33,16 +33,17 @@ SCARCE = {"num_gpu_blocks_override": 10, "max_model_len": 128}
 
 
 @pytest.mark.parametrize(
-    ("name", "compiled", "cache"),
+    ("kind", "name", "compiled", "cache"),
     [
-        ("llama", False, {}),
-        pytest.param("qwen3", True, {}, marks=pytest.mark.slow),
-        ("llama_mha", False, SCARCE),
+        ("pair", "llama", False, {}),
+        pytest.param("pair", "qwen3", True, {}, marks=pytest.mark.slow),
+        ("pair", "llama_mha", False, SCARCE),
+        ("adapter", "llama", False, {}),
     ],
-    ids=["eager", "compiled", "preempted"],
+    ids=["eager", "compiled", "preempted", "adapter"],
 )
-def test_a_mixed_batch(name, compiled, cache, pair_dirs, on_v2) -> None:
-    pair = pair_dirs(name, "float32")
+def test_a_mixed_batch(kind, name, compiled, cache, models_of, on_v2) -> None:
+    pair, models = models_of(kind, name)
     # More than run at once. The interpreter takes a second a step.
     prompts, alphas = steered.requests(10, longest=60 if cache else 40)
     alphas[3] = alphas[8] = None  # plain: neither steered nor scored
@@ -56,7 +57,7 @@ def test_a_mixed_batch(name, compiled, cache, pair_dirs, on_v2) -> None:
     ):  # when the others have ended, PT runs in their layers only
         request |= {"alpha": steered.RANGED[place], "tuco": False, "max_tokens": fields["max_tokens"] + 3}
     engine_args = {"enforce_eager": not compiled, "max_num_batched_tokens": 48, "max_num_seqs": 8, **cache}
-    answer = asked_twice(on_v2, pair, requests, **engine_args)
+    answer = asked_twice(on_v2, models, requests, **engine_args)
     if cache:
         assert answer["counters"]["vllm:num_preemptions"] > 0, "nothing was preempted: this tested nothing"
     for completions in answer["rounds"]:

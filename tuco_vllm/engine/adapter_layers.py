@@ -13,7 +13,7 @@ without an adapter, and every product of the layer reads its weights once for bo
     returns                            M, Parted
 
 Everything between is vLLM's own code on T + S tokens, its LoRA products included: in their mapping the rows
-come last and have no adapter (``adapters_v1``). Given tensors, a layer is stock.
+come last and have no adapter (``adapter_runner``). Given tensors, a layer is stock.
 
 Shape suffixes: T tokens of the batch, U those whose PT keys and values are written, S rows of PT, H hidden
 size, Q and K the sizes of all heads' queries and keys.

@@ -4,7 +4,7 @@
 takes. PT is the base, and FT the base with each request's own adapter; a request without one is PT's own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
         self.dtype, self.wide, self._has_heads = model.dtype, False, False
         self.scores_prompts = model.runner_type == "pooling"
         self.mapped = (0, 0)
-        """Tokens of the batch, and rows behind them, in vLLM's mapping of adapters (``adapters_v1``)."""
+        """Tokens of the batch, and rows behind them, in vLLM's mapping of adapters (``adapter_runner``)."""
         if self.scores_prompts:
             self._build_scoring(vllm_config)
         else:
@@ -83,9 +83,14 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
         names = {"model.": "stock.model.", "lm_head.": "stock.lm_head."}
         self.hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=names)
 
-    def adapters_wrapped(self) -> None:
-        """Once vLLM has put its LoRA layers around the linear ones."""
+    def adapters_wrapped(self, map_rows: Callable[[int], None]) -> None:
+        """Once vLLM has put its LoRA layers around the linear ones; ``map_rows`` is the runner's."""
+        self._map_rows = map_rows
         self.model.adapters_wrapped()
+
+    def rows_known(self, requests: int) -> None:
+        """How many rows stand behind the step's tokens is known."""
+        self._map_rows(self.rows.count(requests))
 
     def rows_behind(self, rows: int) -> int:
         """How many of a step's rows stand behind its tokens, in vLLM's eyes."""

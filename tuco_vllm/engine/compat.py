@@ -45,9 +45,10 @@ adapter. Until: LoRA layers give both, and take a mapping of rows.
     vllm.lora.layers.base_linear.BaseLinearLayerWithLoRA._apply_lora_to_output(x, output), .base_layer,
     .lora_a_stacked, .lora_b_stacked,
     vllm.lora.punica_wrapper.punica_base.PunicaWrapperBase.token_lora_indices
-adapters_v1.py: PT's rows behind a step's tokens, in LoRA's mapping. Until: runner V1 goes.
-    GPUModelRunnerV1.load_lora_model(model, vllm_config, device), .set_active_loras(),
-    ._set_active_loras(prompt_lora_mapping, token_lora_mapping), .lora_config
+adapter_runner.py: PT's rows behind a step's tokens, in LoRA's mapping. Until: as adapter_layers.py.
+    GPUModelRunnerV1.load_lora_model(model, vllm_config, device), ._prepare_inputs(scheduler_output),
+    ._set_active_loras(prompt_lora_mapping, token_lora_mapping),
+    vllm.v1.worker.gpu.model_runner.GPUModelRunner.prepare_inputs(scheduler_output)
 adapter_requests.py: which ranks an engine may be made for, and a request's adapter. Until: both are public.
     LoRARequest(lora_name, lora_int_id, lora_path), MaxLoRARanks
 rows.py, stock_layers.py, scoring_rows.py, steering_rows.py: PT queries some rows against all keys. Until: an

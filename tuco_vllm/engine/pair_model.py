@@ -122,6 +122,9 @@ class TucoForCausalLM(nn.Module):
 
         return ScoringModelState if self.scores_prompts else SteeringModelState
 
+    def rows_known(self, requests: int) -> None:
+        """The rows of a step, of so many requests, have been set (``rows``)."""
+
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """FT's embeddings, the x_0 of both models."""
         return (self.model if self.scores_prompts else self.stock).embed_input_ids(input_ids)

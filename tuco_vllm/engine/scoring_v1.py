@@ -16,4 +16,5 @@ class ScoringRunner:
             self.input_batch.num_computed_tokens_cpu[: len(names)],
             num_scheduled_tokens,
         )
+        self.model.rows_known(len(names))
         return prepared

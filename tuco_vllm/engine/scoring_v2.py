@@ -34,4 +34,5 @@ class ScoringModelState(DefaultModelState):
             input_batch.num_computed_tokens_np[:count],
             input_batch.num_scheduled_tokens[:count],
         )
+        self.model.rows_known(count)
         return super().prepare_attn(input_batch, *args, **kwargs)

@@ -39,6 +39,7 @@ class SteeringRunner:
             self.input_batch.num_computed_tokens_cpu[:count],
             [(getattr(state, "tuco_pieces", None), state.num_prompt_tokens) for state in states],
         )
+        self.model.rows_known(count)
         if self.device.type == "cpu":
             self._make_generators_rewindable()
         return prepared

@@ -48,6 +48,7 @@ class SteeringModelState(DefaultModelState):
             input_batch.num_computed_tokens_np[:count],
             [self._pieces.get(name, (None, 0)) for name in input_batch.req_ids],
         )
+        self.model.rows_known(count)
         return super().prepare_attn(input_batch, *args, **kwargs)
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ way of its own for models (``scoring_v2``, ``steering_v2``).
 
 from typing import Any
 
-from tuco_vllm.engine.adapters_v1 import AdapterRunner
+from tuco_vllm.engine.adapter_runner import AdapterRunner
 from tuco_vllm.engine.compat import GPUModelRunnerV1, PlatformWorker
 from tuco_vllm.engine.scoring_v1 import ScoringRunner
 from tuco_vllm.engine.steering_v1 import SteeringRunner
@@ -21,13 +21,13 @@ class PairWorker(PlatformWorker):
         """As stock; then the runner, if it is a V1 one."""
         super().init_device()
         stock = type(self.model_runner)
-        if self.vllm_config.lora_config is not None and not issubclass(stock, GPUModelRunnerV1):
-            raise ValueError("adapters run on vLLM's runner V1 yet: set VLLM_USE_V2_MODEL_RUNNER=0")
+        ours: tuple[type, ...] = ()
+        if self.vllm_config.lora_config is not None:
+            ours += (AdapterRunner,)
         if issubclass(stock, GPUModelRunnerV1):
-            ours: tuple[type, ...] = (_RUNNERS[self.model_config.runner_type], stock)
-            if self.vllm_config.lora_config is not None:
-                ours = (AdapterRunner, *ours)
-            self.model_runner.__class__ = type(f"Pair{stock.__name__}", ours, {})
+            ours += (_RUNNERS[self.model_config.runner_type],)
+        if ours:
+            self.model_runner.__class__ = type(f"Pair{stock.__name__}", (*ours, stock), {})
 
     def add_lora(self, lora_request: Any) -> bool:
         """As stock, but for one that is to take another's place: its name's keys and values are cached.
