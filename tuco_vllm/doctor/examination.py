@@ -60,8 +60,6 @@ def examine(pair: ModelPair, prompts: Path | None, console: Console) -> None:
     console.print(_precision_table(found))
     console.print(found.verdict())
     short = [ids[-STEERED_TOKENS:] for ids in sample[:STEERED_PROMPTS]]
-    if adapter is not None:
-        return  # adapters are not steered, yet
     with TucoLLM(pair.pt.directory, pair.ft.source, task="generate", **engine) as llm:
         steered = steer_both_ways(llm, short, reference)
     residual = f"x_L = x_0 + P + F in the reference, to {stream_error(reference, short[0]):.1e}"

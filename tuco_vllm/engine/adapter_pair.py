@@ -39,7 +39,8 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
         model = vllm_config.model_config
         self.config = model.hf_config
         has_weights = vllm_config.load_config.load_format != "dummy"
-        self.pair = resolve_pair(model.model, model.model, weights=has_weights)
+        base = f"{model.model}@{model.revision}" if model.revision else model.model
+        self.pair = resolve_pair(base, base, trust_remote_code=model.trust_remote_code, weights=has_weights)
         self.dtype, self.wide, self._has_heads = model.dtype, False, False
         self.scores_prompts = model.runner_type == "pooling"
         self.mapped = (0, 0)

@@ -86,9 +86,16 @@ def _add_by_adapter(
     """y += scale B A x, of each token's own adapter; in place. As PunicaWrapperCPU's ``add_lora_linear``."""
     slots_T = mapping.token_lora_indices
     for slot in [] if mapping.no_lora else slots_T.unique().tolist():
-        own_T = slots_T == slot
-        own_x = x if own_T.all() else x[own_T]
-        start = 0
-        for a, b, size in zip(lora_a_stacked, lora_b_stacked, slices, strict=True) if slot >= 0 else ():
-            y[own_T, start : start + size] += scale * (own_x @ a[slot, 0].T) @ b[slot, 0].T
+        if slot < 0:
+            continue
+        own: Any = (slots_T == slot).nonzero()[:, 0]
+        if int(own[-1]) - int(own[0]) == len(own) - 1:  # one after the other: nothing is copied
+            own = slice(int(own[0]), int(own[-1]) + 1)
+        own_x, start = x[own], 0
+        for a, b, size in zip(lora_a_stacked, lora_b_stacked, slices, strict=True):
+            shrunk = scale * (own_x @ a[slot, 0].T)
+            if isinstance(own, slice):
+                y[own, start : start + size].addmm_(shrunk, b[slot, 0].T)
+            else:
+                y[own, start : start + size] += shrunk @ b[slot, 0].T
             start += size

@@ -38,6 +38,7 @@ class _Steering(TakesTurns):
         super().__init__(*args, **kwargs)
         hf_config = kwargs["vllm_config"].model_config.hf_config
         self.num_layers: int = kwargs["vllm_config"].model_config.hf_text_config.num_hidden_layers
+        self.has_adapters = kwargs["vllm_config"].lora_config is not None
         self.limits = Limits(
             float(getattr(hf_config, "tuco_min_alpha", MIN_ALPHA)),
             float(getattr(hf_config, "tuco_max_alpha", MAX_ALPHA)),
@@ -50,7 +51,7 @@ class _Steering(TakesTurns):
         try:
             steering = steering_of(request.sampling_params.extra_args, self.limits)
             if steering.rows is not None:
-                expect_rows_fit(request, steering.rows)
+                expect_rows_fit(request, steering.rows, self.has_adapters)
             if session is not None and request.resumable and steering != session.tuco_steering:
                 raise InputError(
                     f"{ALPHA} and {TUCO} cannot change while input streams: its cache has one salt"
@@ -97,8 +98,11 @@ class _Steering(TakesTurns):
         return by_client
 
 
-def expect_rows_fit(request: Request, rows: Asked) -> None:
-    """Rows of a prompt leave with the one token that is sampled for it. InputError else."""
+def expect_rows_fit(request: Request, rows: Asked, has_adapters: bool = False) -> None:
+    """Rows of a prompt leave with the one token that is sampled for it. InputError else, and for a stream of
+    PT's own in an engine of adapters, where that is the base without one."""
+    if has_adapters and rows.stream != FT_STREAM:
+        raise InputError(f"{ROWS} is of the stream {rows.stream}, the engine has {FT_STREAM} only")
     if rows.last >= request.num_prompt_tokens:
         raise InputError(f"{ROWS} is of token {rows.last}, the prompt has {request.num_prompt_tokens}")
     if request.sampling_params.max_tokens != 1:
