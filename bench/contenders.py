@@ -99,6 +99,11 @@ def stock_adapter(spec: Spec) -> Run:
     return _vllm(spec, "embed")
 
 
+def stock_adapter_grouped(spec: Spec) -> Run:
+    """The same with the products that ours has of LoRA on a CPU (``adapter_runner.mend_on_cpu``)."""
+    return _vllm(spec, "embed", grouped=True)
+
+
 def tuco_adapter(spec: Spec) -> Run:
     """Ours, of PT and the adapter."""
     return _vllm(spec, "classify", architectures=["TucoAdaptersForCausalLM"])
@@ -140,14 +145,17 @@ CONTENDERS = {
     builder.__name__: builder
     for builder in (tuco, tuco_model_rows, stock, pt_all_tokens, hf_batch1, hf_batched, hf_causal_lms)
 }
-ADAPTERS = {each.__name__: each for each in (stock_adapter, tuco_adapter, tuco_adapter_model_rows)}
+ADAPTERS = {
+    each.__name__: each
+    for each in (stock_adapter, stock_adapter_grouped, tuco_adapter, tuco_adapter_model_rows)
+}
 """Of a base and an adapter (``adapters.py``)."""
 
 SCORES = [name for name in (*CONTENDERS, *ADAPTERS) if not name.startswith("stock")]
 """Those that return norms."""
 
 
-def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
+def _vllm(spec: Spec, task: Any, *, grouped: bool = False, **overrides: Any) -> Run:
     from vllm import EngineArgs, LLMEngine, PoolingParams
     from vllm.lora.request import LoRARequest
 
@@ -158,6 +166,10 @@ def _vllm(spec: Spec, task: Any, **overrides: Any) -> Run:
         args |= {"model": spec.pt, "enable_lora": True, "max_lora_rank": rank}
         lora = LoRARequest("adapter", 1, spec.adapter)
     engine = LLMEngine.from_engine_args(EngineArgs(hf_overrides=overrides, **args))
+    if grouped:
+        from tuco_vllm.engine.adapter_runner import mend_on_cpu
+
+        mend_on_cpu(engine.model_executor.driver_worker.worker.get_model())
 
     def run(prompts: Prompts) -> list[Any]:
         for index, prompt in enumerate(prompts):
