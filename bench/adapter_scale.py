@@ -10,9 +10,12 @@ the prompts' next-token distributions: the total variation between the two, besi
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 import torch
 from provenance import append, provenance
