@@ -22,12 +22,8 @@ from tuco_vllm.score_requests import ScoredTokens
 from tuco_vllm.steering import ROWS
 
 Prompts = Sequence[list[int] | ScoredTokens]
-Norms = list[list[list[float]]]
-"""[prompt][layer][column of decomposition.NORM_COLUMNS]"""
+Norms = list[list[list[float]]]  # [prompt][layer][column of decomposition.NORM_COLUMNS]
 Run = Callable[[Prompts], Any]
-
-
-_NOT_VLLMS = ("pt", "ft", "compiled", "adapter")
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,8 @@ class Spec:
 
     def engine_args(self) -> dict[str, Any]:
         """The settings of every vLLM engine."""
-        given = asdict(self)
+        ours = ("pt", "ft", "compiled", "adapter")
+        given = {name: value for name, value in asdict(self).items() if name not in ours}
         return {
             "runner": "pooling",
             "disable_log_stats": True,
@@ -55,7 +52,7 @@ class Spec:
             "skip_tokenizer_init": True,
             "enable_prefix_caching": False,
             "enforce_eager": not self.compiled,
-            **{name: value for name, value in given.items() if name not in _NOT_VLLMS},
+            **given,
         }
 
 
@@ -145,10 +142,8 @@ CONTENDERS = {
     builder.__name__: builder
     for builder in (tuco, tuco_model_rows, stock, pt_all_tokens, hf_batch1, hf_batched, hf_causal_lms)
 }
-ADAPTERS = {
-    each.__name__: each
-    for each in (stock_adapter, stock_adapter_grouped, tuco_adapter, tuco_adapter_model_rows)
-}
+_OF_ADAPTERS = (stock_adapter, stock_adapter_grouped, tuco_adapter, tuco_adapter_model_rows)
+ADAPTERS = {builder.__name__: builder for builder in _OF_ADAPTERS}
 """Of a base and an adapter (``adapters.py``)."""
 
 SCORES = [name for name in (*CONTENDERS, *ADAPTERS) if not name.startswith("stock")]

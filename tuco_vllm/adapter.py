@@ -26,8 +26,9 @@ Shape = tuple[int, ...]
 
 MERGE = "merge it into its base (peft: merge_and_unload, then save_pretrained) and give the merged model"
 _TENSOR = re.compile(
-    r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<half>(?:embedding_)?[AB])(?:\.weight)?$"
+    r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|embedding_(?P<embeds>[AB]))$"
 )
+
 _BASE_COPY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.base_layer\.weight$")
 
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
@@ -81,9 +82,10 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The largest of its ranks."""
-        halves = ((self.half_of(name), shape) for name, shape in self.tensors.items())
-        return max(int(shape[0]) for half, shape in halves if half and half.side == "A")
+        """The largest of its ranks, also of those that its config states of modules it does not have: vLLM
+        makes room for them."""
+        stated = [self.config["r"], *(self.config.get("rank_pattern") or {}).values()]
+        return int(max(stated))
 
     def adapts(self, module: str) -> bool:
         """Whether it changes a module of this name, "embed_tokens" or "lm_head"."""
@@ -94,7 +96,7 @@ class Adapter:
     def half_of(name: str) -> Half | None:
         """What a tensor of it is; None for what is no part of the sum, such as a copy of the base's."""
         found = _TENSOR.match(name)
-        return Half(found["module"], found["half"][-1]) if found else None
+        return Half(found["module"], found["side"] or found["embeds"]) if found else None
 
     def rank_of(self, module: str) -> int:
         """The rank that PEFT gives a module."""
@@ -151,6 +153,8 @@ def read_adapter(name: str, directory: Path) -> Adapter:
         reasons.append(f"it was started by {start!r}, which moves the base's weights")
     if reasons:
         raise InputError(f"the adapter {name} is not supported: {reasons[0]}; {MERGE}")
+    if not config.get("target_modules"):
+        raise InputError(f"{directory / CONFIG} has no target_modules: fetch the adapter again")
     for key in ("r", "lora_alpha"):
         if isinstance(config.get(key), bool) or not isinstance(config.get(key), int | float):
             raise InputError(f"{directory / CONFIG} has {key} {config.get(key)!r}: fetch the adapter again")

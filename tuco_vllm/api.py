@@ -1,11 +1,12 @@
 """The Python way in: ``TucoLLM(pt=..., ft=...)``, then ``.score(prompts)`` or ``.generate(prompts, ...)``."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuco_vllm.adapter import Adapter
-from tuco_vllm.config import expect_row_dtype, resolve_adapter, resolve_pair
+from tuco_vllm.config import expect_row_dtype, expect_tokenizer, resolve_adapter, resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
@@ -70,6 +71,8 @@ class TucoLLM:
         limits = Limits(min_alpha, max_alpha).checked()
         trust_remote_code = bool(engine_args.get("trust_remote_code", False))
         self.pair = resolve_pair(pt, ft, trust_remote_code=trust_remote_code)
+        if self.pair.note:
+            logging.getLogger(__name__).warning(self.pair.note)
         expect_row_dtype(self.pair, row_dtype)
         if task == "generate" and row_dtype == "float32":
             raise InputError('task="generate" steers and scores in the model\'s dtype: leave row_dtype out')
@@ -172,6 +175,7 @@ class TucoLLM:
         }
         for adapter in known.values():
             expect_streams(adapter or own, more)
+            expect_tokenizer(adapter, self.pair.ft)
         return [known[name] for name in names]
 
     def score_stream(self, items: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Key, TucoScore]]:

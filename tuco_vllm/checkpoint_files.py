@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuco_vllm.errors import InputError
 
@@ -42,16 +42,23 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def weight_samples(directory: Path) -> dict[str, str]:
-    """Of every tensor of a model a digest of its kind and of those samples, whatever file it is in."""
+class Sample(NamedTuple):
+    """A tensor's dtype and shape, and a digest of its middle."""
+
+    form: str
+    digest: str
+
+
+def weight_samples(directory: Path) -> dict[str, Sample]:
+    """Of every tensor of a model those samples, whatever file it is in."""
     samples = {}
     for file in weight_files(directory):
         header, _ = read_header(file)
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         places = [tuple(entry["data_offsets"]) for entry in entries.values()]
         for (name, entry), sample in zip(entries.items(), _samples(file, len(header), places), strict=True):
-            kind = f"{entry['dtype']} {entry['shape']} ".encode()
-            samples[name] = hashlib.sha256(kind + sample).hexdigest()
+            form = f"{entry['dtype']} {entry['shape']}"
+            samples[name] = Sample(form, hashlib.sha256(sample).hexdigest())
     return samples
 
 

@@ -263,8 +263,9 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--pt", required=True, metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
-    add("--ft", required=True, metavar="F", help="the model fine-tuned from it")
+    add("--pt", metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
+    adapter = "the model fine-tuned from it, or a LoRA adapter of it (more: --lora-modules NAME=PATH)"
+    add("--ft", required=True, metavar="F", help=adapter)
     least, most = (
         f"the {which} alpha a request may have; default: %(default)s" for which in ("least", "largest")
     )

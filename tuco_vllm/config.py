@@ -13,6 +13,7 @@ from typing import Any
 
 from tuco_vllm.adapter import BASE, MERGE, Adapter, expect_fit, is_adapter, read_adapter, shapes_of
 from tuco_vllm.checkpoint_files import (
+    TOKENIZER_FILES,
     fingerprint,
     read_header,
     read_json,
@@ -29,6 +30,9 @@ caches have one block layout. Vocabulary, MLP width, rope, eps, norms, biases an
 
 ROW_DTYPES = ("auto", "float32", "model")
 """What the rows that scores are made of may be computed in: "auto" is float32 where the family allows it."""
+
+QUANTIZED = "quantization_config"
+"""What a quantized model's config.json has."""
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files without which there is no tokenizer."""
@@ -143,10 +147,22 @@ def resolve_adapter(name: str | Path, base: Checkpoint) -> tuple[Adapter, str]:
         raise InputError(f"{name} is no adapter: it has no adapter_config.json")
     if not local_path(str(name)).is_dir():
         directory = fetch(str(name), [*CONFIG_FILES, "adapter_model.safetensors"])
-    adapter = read_adapter(str(name), directory)
+    adapter, family = read_adapter(str(name), directory), FAMILIES[base.architecture]
+    if not family.adapted_embeddings and any(map(adapter.adapts, ("embed_tokens", "lm_head"))):
+        kind = family.known_as
+        raise InputError(
+            f"the adapter {name} changes embedding or head, which vLLM does not of {kind}: {MERGE}"
+        )
     shapes = [shapes_of(file) for file in weight_files(base.directory)]
     expect_fit(adapter, base.name, {tensor: shape for file in shapes for tensor, shape in file.items()})
     return adapter, _doubt_of_base(adapter, base)
+
+
+def expect_adaptable(base: Checkpoint) -> None:
+    """InputError for a base of a family whose adapters are not scored."""
+    family = FAMILIES[base.architecture]
+    if not family.float32_rows or family.text_half:
+        raise InputError(f"adapters of {family.known_as} ({base.architecture}) are not supported: {MERGE}")
 
 
 def _adapter_pair(pt: str | Path | None, ft: str, directory: Path, trust_remote_code: bool) -> ModelPair:
@@ -154,9 +170,7 @@ def _adapter_pair(pt: str | Path | None, ft: str, directory: Path, trust_remote_
     if not named:
         raise InputError(f"the adapter {ft} does not name its base: give it as PT")
     base = _read_checkpoint("PT", str(named), trust_remote_code)
-    family = FAMILIES[base.architecture]
-    if not family.float32_rows or family.text_half:
-        raise InputError(f"adapters of {family.known_as} ({base.architecture}) are not supported: {MERGE}")
+    expect_adaptable(base)
     _fetch_weights(base)
     adapter, note = resolve_adapter(ft, base)
     return ModelPair(base, replace(base, name=ft, adapter=adapter), note)
@@ -168,17 +182,16 @@ def _doubt_of_base(adapter: Adapter, base: Checkpoint) -> str:
     named = adapter.base
     if named is None or named == base.name:
         return ""
+    trusted = f"PT {base.name} is taken on trust: {named}, which the adapter names as its base, "
     try:
-        directory = (
-            local_path(named) if local_path(named).is_dir() else fetch(named, ["*.safetensors"], at_hand=True)
-        )
-        same = directory.samefile(base.directory) or weight_samples(directory) == weight_samples(
-            base.directory
-        )
+        directory = local_path(named)
+        if not directory.is_dir():
+            directory = fetch(named, ["config.json", "*.safetensors"], at_hand=True)
+        if (directory / "config.json").is_file() and read_json(directory / "config.json").get(QUANTIZED):
+            return f"{trusted}is quantized"
+        same = directory.samefile(base.directory) or _same_weights(directory, base.directory)
     except InputError:
-        return (
-            f"PT {base.name} is taken on trust: {named}, which the adapter names as its base, is not at hand"
-        )
+        return f"{trusted}is not at hand"
     if not same:
         raise InputError(
             f"the adapter {adapter.name} was trained on {named}, whose weights are not those of PT "
@@ -187,11 +200,31 @@ def _doubt_of_base(adapter: Adapter, base: Checkpoint) -> str:
     return ""
 
 
+def _same_weights(one: Path, other: Path) -> bool:
+    """Whether those tensors are equal that both have in one form."""
+    a, b = weight_samples(one), weight_samples(other)
+    common = [name for name in a.keys() & b.keys() if a[name].form == b[name].form]
+    return bool(common) and all(a[name] == b[name] for name in common)
+
+
 def _fetch_weights(checkpoint: Checkpoint) -> None:
     if not local_path(checkpoint.name).is_dir():
         fetch(checkpoint.name, [*CONFIG_FILES, "*.safetensors"], commit=checkpoint.directory.name)
     for file in weight_files(checkpoint.directory):
         read_header(file)
+
+
+def expect_tokenizer(adapter: Adapter | None, ft: Checkpoint) -> None:
+    """InputError for another adapter of an engine that would turn chats or text into other tokens than FT."""
+    if adapter is None:
+        return
+    for name in TOKENIZER_FILES:
+        own, used = adapter.directory / name, ft.tokenizer_directory / name
+        if own.is_file() and not (used.is_file() and own.read_bytes() == used.read_bytes()):
+            raise InputError(
+                f"the adapter {adapter.name} brings a {name} of its own, and one engine has one tokenizer: "
+                "give it an engine of its own as FT, or remove that file from it if it says nothing new"
+            )
 
 
 def expect_row_dtype(pair: ModelPair, row_dtype: str) -> None:
@@ -215,7 +248,7 @@ def _read_checkpoint(role: str, name: str, trust_remote_code: bool) -> Checkpoin
     checkpoint = Checkpoint(name, directory.absolute(), read_json(directory / "config.json"))
     if reason := reason_against(checkpoint.config):
         raise InputError(f"{role} {name}: architecture {checkpoint.architecture} is not supported: {reason}")
-    if checkpoint.config.get("quantization_config") or (directory / "hf_quant_config.json").is_file():
+    if checkpoint.config.get(QUANTIZED) or (directory / "hf_quant_config.json").is_file():
         raise InputError(
             f"{role} {name} is quantized: TuCo takes differences of the two models' outputs, in which "
             "quantization error would count as fine-tuning; give the unquantized model"

@@ -25,6 +25,8 @@ class Family(NamedTuple):
     float32_rows: bool = True
     """Whether rows can be float32 where the model is not: vLLM's experts take the model's dtype only, and
     for layers of its Transformers backend (``engine.backend_layers``) it is not built."""
+    adapted_embeddings: bool = False
+    """Whether vLLM takes LoRA of its embedding and head."""
     built_in: Mapping[str, Any] = {}
     """What vLLM's code takes for granted: config.json must say nothing else. Lists repeat."""
     text_half: str | None = None
@@ -33,7 +35,11 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "LlamaForCausalLM": Family(
-        "llama", "llama", "Llama 2 and 3, Vicuna, SmolLM2", "scaled rope, biases, tied embeddings"
+        "llama",
+        "llama",
+        "Llama 2 and 3, Vicuna, SmolLM2",
+        "scaled rope, biases, tied embeddings",
+        adapted_embeddings=True,
     ),
     "MistralForCausalLM": Family(
         "mistral", "mistral", "Mistral, Zephyr", "a window", {"num_key_value_heads": 8}
@@ -42,7 +48,12 @@ FAMILIES = {
         "qwen2", "qwen2", "Qwen2, Qwen2.5", "biases of q, k and v, a window", {"num_key_value_heads": 32}
     ),
     "Qwen3ForCausalLM": Family(
-        "qwen3", "qwen3", "Qwen3", "norms of q and k", {"num_key_value_heads": 32, "head_dim": 128}
+        "qwen3",
+        "qwen3",
+        "Qwen3",
+        "norms of q and k",
+        {"num_key_value_heads": 32, "head_dim": 128},
+        adapted_embeddings=True,
     ),
     "GemmaForCausalLM": Family(
         "gemma",
@@ -74,10 +85,18 @@ FAMILIES = {
         text_half="Gemma3ForCausalLM",
     ),
     "Phi3ForCausalLM": Family(
-        "phi3", "phi3", "Phi-3, Phi-4", "fused checkpoint, rope of part of a head, long rope, a window"
+        "phi3",
+        "phi3",
+        "Phi-3, Phi-4",
+        "fused checkpoint, rope of part of a head, long rope, a window",
+        adapted_embeddings=True,
     ),
     "GraniteForCausalLM": Family(
-        "granite", "granite", "Granite 3", "scaled embeddings, queries, A and M, added by the layer itself"
+        "granite",
+        "granite",
+        "Granite 3",
+        "scaled embeddings, queries, A and M, added by the layer itself",
+        adapted_embeddings=True,
     ),
     "MixtralForCausalLM": Family(
         "mixtral",

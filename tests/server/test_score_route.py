@@ -30,7 +30,7 @@ class Scorer:
         self.running, self.most, self.seen = 0, 0, []
         self.ids, self.priorities = [], set()
 
-    async def score(self, asked, request_id, priority, headers):
+    async def score(self, asked, request_id, priority, headers, lora=None):
         scored = isinstance(asked, ScoredTokens)
         token_ids = asked.token_ids if scored else asked
         self.ids.append(request_id)

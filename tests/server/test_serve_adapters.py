@@ -63,6 +63,16 @@ def test_each_model_is_its_own_ft(served):
                     assert set(choice["tuco"]["tokens"]) == {0.0}
 
 
+def test_who_names_no_model_gets_ft(served):
+    server, pairs = served
+    [prompt] = steered.prompts(1, longest=30, seed=23)
+    for none in ({}, {"model": None}, {"model": ""}):
+        choice = complete(server, prompt=prompt, alpha=0.5, **none, **GREEDY)
+        steered.assert_greedy(pairs["adapter"], prompt, 0.5, choice["token_ids"])
+        plain = complete(server, prompt=prompt, **none, **GREEDY)
+        steered.assert_greedy(pairs["adapter"], prompt, 1.0, plain["token_ids"])
+
+
 def test_scores_are_of_the_model_that_is_named(served):
     server, pairs = served
     prompts = steered.prompts(6, longest=60, seed=22)

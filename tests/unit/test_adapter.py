@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tuco_vllm import hub
 from tuco_vllm.adapter import Adapter
 from tuco_vllm.checkpoint_files import weight_samples
-from tuco_vllm.config import resolve_adapter, resolve_pair
+from tuco_vllm.config import expect_tokenizer, resolve_adapter, resolve_pair
 from tuco_vllm.errors import InputError
 from tuco_vllm.score_requests import MoreScores, expect_streams
 
@@ -105,6 +105,41 @@ def test_what_is_no_plain_lora(base, tmp_path, stated, word):
     message = refusal(write_adapter(tmp_path / "a", base, **stated))
     assert word in message
     assert "merge" in message or "fetch" in message
+
+
+@pytest.mark.parametrize(
+    ("architecture", "taken"), [("LlamaForCausalLM", True), ("MistralForCausalLM", False)]
+)
+def test_embeddings_of_families_that_vllm_adapts(base, tmp_path, architecture, taken):
+    """The others would end the engine at their first prompt."""
+    name = "base_model.model.model.embed_tokens.lora_embedding_"
+    embeds = {f"{name}A": np.ones((4, VOCAB), np.float32), f"{name}B": np.ones((HIDDEN, 4), np.float32)}
+    stated = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**stated, "architectures": [architecture]}))
+    adapter = write_adapter(tmp_path / "a", base, embeds)
+    if architecture == "LlamaForCausalLM":
+        assert resolve_pair(None, adapter).ft.adapter.adapts("embed_tokens")
+    else:
+        assert "embedding or head" in refusal(adapter)
+
+
+def test_another_adapters_tokenizer(base, tmp_path):
+    ft = resolve_pair(None, write_adapter(tmp_path / "a", base)).ft
+    other = resolve_adapter(write_adapter(tmp_path / "b", base), ft)[0]
+    expect_tokenizer(other, ft)
+    expect_tokenizer(None, ft)
+    for directory in (other.directory, ft.directory):
+        (directory / "chat_template.jinja").write_text("a")
+    expect_tokenizer(other, ft)
+    (other.directory / "chat_template.jinja").write_text("b")
+    with pytest.raises(InputError, match=r"chat_template\.jinja of its own"):
+        expect_tokenizer(other, ft)
+
+
+def test_a_quantized_base_is_no_other_model(base, tmp_path):
+    """QLoRA's adapters name it; PT is the whole one."""
+    quantized = write_model(tmp_path / "quantized", quantization_config={"bits": 4})
+    assert "is quantized" in resolve_pair(base, write_adapter(tmp_path / "a", quantized)).note
 
 
 @pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal"])

@@ -1,5 +1,7 @@
 """What engines of adapters are made of: LoRA on a CPU, slots of rows, refusals, names of a server."""
 
+import os
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,7 +23,6 @@ from tuco_vllm.engine.adapter_runner import _add_by_adapter
 from tuco_vllm.engine.arguments import pair_arguments
 from tuco_vllm.engine.scheduler import expect_rows_fit
 from tuco_vllm.engine.served_adapters import ServedAdapters, add_adapters
-from tuco_vllm.engine.worker import PairWorker
 from tuco_vllm.errors import InputError
 from tuco_vllm.oracle import Oracle
 from tuco_vllm.score_requests import Adapted, ScoredTokens
@@ -153,7 +154,13 @@ def test_rows_of_a_stream_that_an_engine_of_adapters_has_not() -> None:
 
 
 def flags(**given: Any) -> Namespace:
-    defaults = {"lora_modules": None, "enable_lora": False, "max_lora_rank": 16, "max_loras": 1}
+    defaults = {
+        "lora_modules": None,
+        "speculative_config": None,
+        "enable_lora": False,
+        "max_lora_rank": 16,
+        "max_loras": 1,
+    }
     return Namespace(**{**defaults, "served_model_name": None, **given})
 
 
@@ -195,6 +202,39 @@ def test_names_of_served_adapters(made) -> None:
     assert "more" in served
 
 
-def test_no_adapter_is_replaced_in_place() -> None:
-    with pytest.raises(ValueError, match="another name"):
-        PairWorker.add_lora(SimpleNamespace(), SimpleNamespace(load_inplace=True))
+def test_files_that_change_behind_an_adapters_name(base, made, tmp_path) -> None:
+    """vLLM may read an adapter again: then it must still be the one whose keys and values are cached."""
+    place = tmp_path / "adapter"
+    shutil.copytree(made.adapter, place)
+    known, adapter = AdapterRequests(SimpleNamespace(max_lora_rank=64)), resolve_pair(base, place).ft.adapter
+    first = known.of(adapter)
+    os.utime(place / "adapter_model.safetensors", (1, 1))
+    assert known.of(adapter) is first
+    shutil.copytree(make_adapter(base, tmp_path / "new", 11).adapter, place, dirs_exist_ok=True)
+    with pytest.raises(InputError, match="have changed"):
+        known.of(adapter)
+
+
+def test_an_adapter_that_is_not_finite_stays_with_its_own_rows() -> None:
+    x, a, b = torch.randn(2, 6), torch.randn(2, 2, 6), torch.randn(2, 5, 2)
+    b[0] = torch.nan
+    slots = RowSlots(8, "cpu")
+    slots.set(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    found = slots.product(x, a, b)
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1], b[1] @ (a[1] @ x[1]))
+
+
+def test_an_adapted_head_and_drafts(base, tmp_path) -> None:
+    adapter = resolve_pair(
+        base, make_adapter(base, tmp_path, 12, target_modules=["lm_head"]).adapter
+    ).ft.adapter
+    AdapterRequests(SimpleNamespace(max_lora_rank=8)).of(adapter)
+    with pytest.raises(InputError, match="speculative"):
+        AdapterRequests(SimpleNamespace(max_lora_rank=8), speculates=True).of(adapter)
+
+
+def test_a_server_takes_no_adapter_that_nobody_has_checked(pair, monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    with pytest.raises(InputError, match="--lora-modules"):
+        add_adapters(flags(), pair, ["base"])

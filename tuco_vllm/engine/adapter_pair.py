@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tuco_vllm.config import resolve_pair
+from tuco_vllm.config import expect_adaptable, resolve_pair
 from tuco_vllm.engine.adapter_model import AdapterScoringModel
 from tuco_vllm.engine.adapter_steering import AdapterSteeringModel
 from tuco_vllm.engine.compat import SupportsLoRA, VllmConfig, WeightsMapper, set_model_tag
@@ -41,6 +41,7 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
         has_weights = vllm_config.load_config.load_format != "dummy"
         base = f"{model.model}@{model.revision}" if model.revision else model.model
         self.pair = resolve_pair(base, base, trust_remote_code=model.trust_remote_code, weights=has_weights)
+        expect_adaptable(self.pair.ft)
         self.dtype, self.wide, self._has_heads = model.dtype, False, False
         self.scores_prompts = model.runner_type == "pooling"
         self.mapped = (0, 0)
@@ -92,6 +93,10 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
     def rows_known(self, requests: int) -> None:
         """How many rows stand behind the step's tokens is known."""
         self._map_rows(self.rows.count(requests))
+
+    def set_mapped(self, tokens: int, rows: int) -> None:
+        """What vLLM's mapping of adapters has of the step that runs next."""
+        self.mapped = (tokens, rows)
 
     def rows_behind(self, rows: int) -> int:
         """How many of a step's rows stand behind its tokens, in vLLM's eyes."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, get_args
 
-from tuco_vllm.adapter import Adapter
+from tuco_vllm.adapter import WEIGHTS, Adapter, read_adapter
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.compat import LoRARequest, MaxLoRARanks
 from tuco_vllm.errors import InputError
@@ -52,25 +52,42 @@ def of_base(asked: EngineInput) -> ScoredTokens | None:
 class AdapterRequests:
     """An engine's adapters. One is known by its content: another one under the same path is another."""
 
-    def __init__(self, lora_config: Any) -> None:
+    def __init__(self, lora_config: Any, *, speculates: bool = False) -> None:
         self._max_rank: int = lora_config.max_lora_rank if lora_config else 0
-        self._known: dict[str, LoRARequest] = {}
+        self._speculates = speculates
+        self._known: dict[str, tuple[LoRARequest, tuple[int, int]]] = {}
 
     def of(self, adapter: Adapter | None) -> LoRARequest | None:
         """What vLLM is told with a request. InputError for an adapter that the engine has no room for."""
         if adapter is None:
             return None
-        known = self._known.get(adapter.fingerprint)
+        file = (adapter.directory / WEIGHTS).stat()
+        known, state = self._known.get(adapter.fingerprint), (file.st_mtime_ns, file.st_size)
         if known is None:
-            if adapter.rank > self._max_rank:
-                raise InputError(
-                    f"the adapter {adapter.name} has rank {adapter.rank}, the engine takes {self._max_rank}: "
-                    f"start it with max_lora_rank={room_for(adapter)}"
-                )
-            known = LoRARequest(
+            self._expect_room(adapter)
+            request = LoRARequest(
                 lora_name=f"{adapter.name}@{adapter.fingerprint[:16]}",
                 lora_int_id=len(self._known) + 1,
                 lora_path=str(adapter.directory),
             )
-            self._known[adapter.fingerprint] = known
-        return known
+            known = self._known[adapter.fingerprint] = request, state
+        if known[1] != state:  # vLLM would read it again under the old name, when it has put it aside
+            if read_adapter(adapter.name, adapter.directory).fingerprint != adapter.fingerprint:
+                raise InputError(f"the files of {adapter.name} have changed since it was read: give it anew")
+            self._known[adapter.fingerprint] = known[0], state
+        return known[0]
+
+    def _expect_room(self, adapter: Adapter) -> None:
+        if adapter.rank > self._max_rank:
+            raise InputError(
+                f"the adapter {adapter.name} has rank {adapter.rank}, the engine takes {self._max_rank}: "
+                f"start it with max_lora_rank={room_for(adapter)}"
+            )
+        if self._speculates:
+            expect_no_head(adapter)
+
+
+def expect_no_head(adapter: Adapter) -> None:
+    """InputError for an adapted head where drafts are: runner V2 maps its rows as if there were none."""
+    if adapter.adapts("lm_head"):
+        raise InputError(f"the adapter {adapter.name} changes the head: leave speculative decoding out")

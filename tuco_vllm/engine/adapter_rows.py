@@ -86,14 +86,17 @@ class RowSlots:
     def product(self, x_RI: Tensor, a_NrI: Tensor, b_NOr: Tensor) -> Tensor:
         """Of each row x the product B A x of its own adapter, ``[R, O]`` float32.
 
-        All slots' A are one matrix, and so are all B; between them, what is not a row's own is set to zero.
+        All slots' A are one matrix. Their B are not: one that is not finite must not reach others' rows.
         """
         count, rank, inputs = a_NrI.shape
         slots_R1 = self.buffer[: x_RI.shape[0], None]
         own_RN = slots_R1 == torch.arange(count, device=slots_R1.device)
         shrunk_RNr = row_linear(x_RI, a_NrI.reshape(count * rank, inputs)).view(-1, count, rank)
-        shrunk_RNr = torch.where(own_RN[:, :, None], shrunk_RNr, 0.0)
-        return row_linear(shrunk_RNr.flatten(1), b_NOr.transpose(0, 1).flatten(1))
+        product_RO = x_RI.new_zeros(x_RI.shape[0], b_NOr.shape[1])
+        for slot in range(count):
+            share_RO = row_linear(shrunk_RNr[:, slot].contiguous(), b_NOr[slot].contiguous())
+            product_RO = torch.where(own_RN[:, slot, None], share_RO, product_RO)
+        return product_RO
 
 
 class _AdaptedMethod(LinearMethodBase):

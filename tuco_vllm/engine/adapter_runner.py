@@ -51,7 +51,7 @@ class AdapterRunner:
         """The mapping that was set last, and so many rows behind its tokens."""
         of_prompts, of_tokens, *others = self._mapping
         rows = self.model.rows_behind(rows)
-        self.model.mapped = (len(of_tokens), rows)
+        self.model.set_mapped(len(of_tokens), rows)  # by its method: it may be wrapped for CUDA graphs
         super()._set_active_loras(of_prompts, (*of_tokens, *(0,) * rows), *others)  # type: ignore[misc]
 
 

@@ -47,7 +47,8 @@ class Generator:
         self.dtype = self.row_dtype = str(model_config.dtype).removeprefix("torch.")
         self._has_heads = False
         self._adapter = pair.ft.adapter
-        self._adapters = AdapterRequests(self.llm.llm_engine.vllm_config.lora_config)
+        config: Any = self.llm.llm_engine.vllm_config
+        self._adapters = AdapterRequests(config.lora_config, speculates=config.speculative_config is not None)
 
     def generate(
         self,

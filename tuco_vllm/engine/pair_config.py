@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tuco_vllm.config import ROW_DTYPES
-from tuco_vllm.engine.compat import CUDAGraphMode, VllmConfig, breakable_cuda_graphs
+from tuco_vllm.engine.compat import CUDAGraphMode, VllmConfig, breakable_cuda_graphs, current_platform
 from tuco_vllm.engine.plugin import ADAPTERS
 from tuco_vllm.families import Family
 
@@ -124,6 +124,8 @@ def _refuse_of_adapters(vllm_config: VllmConfig) -> None:
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "fully_sharded_loras": lora.fully_sharded_loras,
         "LoRA's target_modules": lora.target_modules is not None,
+        "dtype float32 on a GPU (vLLM's LoRA kernels take 16 bits)": not current_platform.is_cpu()
+        and vllm_config.model_config.dtype == torch.float32,
         # Of padded tokens vLLM's mapping says nothing, and PT's rows come behind them.
         f"cudagraph_mode {graphs} (NONE works)": graphs not in (None, CUDAGraphMode.NONE)
         and vllm_config.model_config.runner_type == "pooling",

@@ -4,6 +4,7 @@ vLLM selects an adapter by the request's ``model``. The pair's own stands first 
 of ``--lora-modules``; the base's own name is PT itself.
 """
 
+import os
 from argparse import Namespace
 from collections.abc import Mapping
 from functools import lru_cache
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tuco_vllm.adapter import Adapter, read_adapter
-from tuco_vllm.config import ModelPair, resolve_adapter
+from tuco_vllm.config import ModelPair, expect_tokenizer, resolve_adapter
 from tuco_vllm.engine import compat
-from tuco_vllm.engine.adapter_requests import room_for
+from tuco_vllm.engine.adapter_requests import expect_no_head, room_for
 from tuco_vllm.errors import InputError
+
+_LOADED_LATER = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING",)
+"""By which vLLM would take adapters that nobody has checked."""
 
 _MOST_AT_ONCE = 8
 """Adapters in one batch where ``--max-loras`` says nothing: each takes a slot's memory."""
@@ -27,17 +31,28 @@ def add_adapters(arguments: Namespace, pair: ModelPair, base_names: list[str]) -
     """
     own = pair.ft.adapter
     assert own is not None
+    for name in _LOADED_LATER:
+        if os.environ.get(name, "0") not in ("", "0"):
+            raise InputError(f"{name} is set: adapters are checked when a server starts; use --lora-modules")
+    if pair.ft.name in base_names:
+        raise InputError(f"base and adapter are both called {pair.ft.name}: give --served-model-name NAME")
     adapters = {pair.ft.name: own}
     for module in arguments.lora_modules or []:
         if module.name in (*adapters, *base_names):
             raise InputError(f"--lora-modules: {module.name} is taken, give the adapter another name")
         adapters[module.name] = resolve_adapter(module.path, pair.pt)[0]
+        expect_tokenizer(adapters[module.name], pair.ft)
     places = {name: str(adapter.directory) for name, adapter in adapters.items()}
     arguments.enable_lora = True
     arguments.lora_modules = [compat.LoRAModulePath(name, path) for name, path in places.items()]
     arguments.max_lora_rank = max(arguments.max_lora_rank, *map(room_for, adapters.values()))
     if arguments.max_loras == 1:  # vLLM's default
         arguments.max_loras = min(len(adapters), _MOST_AT_ONCE)
+    # All stay in memory: one that is read again may be another by then, under the name of the old.
+    arguments.max_cpu_loras = max(len(adapters), arguments.max_loras)
+    if arguments.speculative_config is not None:
+        for adapter in adapters.values():
+            expect_no_head(adapter)
     arguments.served_model_name = arguments.served_model_name or base_names
 
 

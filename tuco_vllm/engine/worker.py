@@ -4,8 +4,6 @@ The worker builds its stock runner, whose class is then exchanged for one with o
 way of its own for models (``scoring_v2``, ``steering_v2``).
 """
 
-from typing import Any
-
 from tuco_vllm.engine.adapter_runner import AdapterRunner
 from tuco_vllm.engine.compat import GPUModelRunnerV1, PlatformWorker
 from tuco_vllm.engine.scoring_v1 import ScoringRunner
@@ -28,17 +26,6 @@ class PairWorker(PlatformWorker):
             ours += (_RUNNERS[self.model_config.runner_type],)
         if ours:
             self.model_runner.__class__ = type(f"Pair{stock.__name__}", (*ours, stock), {})
-
-    def add_lora(self, lora_request: Any) -> bool:
-        """As stock, but for one that is to take another's place: its name's keys and values are cached.
-
-        ValueError reaches the client that asked for it.
-        """
-        if lora_request.load_inplace:
-            raise ValueError(
-                "adapters are not replaced in place: load it under another name, and unload the old"
-            )
-        return bool(super().add_lora(lora_request))
 
     def load_heads(self) -> str | None:
         """What the relative reward needs of both models; asked for by name, from the engine's front.

@@ -37,6 +37,8 @@ def serve(pt: str | None, ft: str, flags: Sequence[str], *, limits: Limits) -> N
     """
     trust = any(flag.replace("_", "-") == "--trust-remote-code" for flag in flags)
     pair = resolve_pair(pt, ft, trust_remote_code=trust)
+    if pair.note:
+        print(f"tuco: {pair.note}", file=sys.stderr)
     tokenizer = load_tokenizer(pair.ft.tokenizer_directory, trust_remote_code=trust)
     limits = limits._replace(num_layers=pair.ft.sizes["num_hidden_layers"])
 
@@ -146,6 +148,7 @@ def install(
             model_name=model_name,
             force_usage=force_usage,
             fingerprint=fingerprint,
+            default_model=None if service.adapters is None else model_name,
         ),
     ]
     app.middleware_stack = None

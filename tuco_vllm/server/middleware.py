@@ -12,7 +12,7 @@ from tuco_vllm.engine.score_feed import RECEIVER, ResponseScores
 from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import ScoredAnswer
 from tuco_vllm.server.errors import RequestError
-from tuco_vllm.server.wishes import Wish, read_wish, refuse_elsewhere
+from tuco_vllm.server.wishes import Wish, read_wish, refuse_elsewhere, with_model
 from tuco_vllm.steering import Limits
 
 STEERABLE = ("/v1/completions", "/v1/chat/completions")
@@ -34,6 +34,7 @@ class TucoMiddleware:
         limits: the alphas that the engine takes.
         model_name: what metrics call the model.
         force_usage, fingerprint: ``ScoredAnswer``'s.
+        default_model: of requests that name none; vLLM's is the model that it has loaded, an adapter's base.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class TucoMiddleware:
         model_name: str,
         force_usage: bool = False,
         fingerprint: str | None = None,
+        default_model: str | None = None,
     ) -> None:
         self.app = app
+        self.default_model = default_model
         self.limits, self.model_name = limits, model_name
         self._scored = partial(ScoredAnswer, force_usage=force_usage, fingerprint=fingerprint)
 
@@ -58,6 +61,9 @@ class TucoMiddleware:
         body = await _read(receive)
         if body is None:
             return None
+        if self.default_model is not None:
+            body = with_model(body, self.default_model)
+            scope = {**scope, "headers": _with_length(scope["headers"], len(body))}
         try:
             if path in GENERATING:
                 refuse_elsewhere(body)

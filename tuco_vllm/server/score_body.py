@@ -41,7 +41,9 @@ class ScoreBody(BaseModel):
     relative_reward: bool = Field(
         False, description="Whether responses bring both models' log-probabilities; a second pass."
     )
-    model: str | None = Field(None, description="A served model's name; there is one.")
+    model: str | None = Field(
+        None, description="A served model's name, or an adapter's; the pair's if left out."
+    )
     layers: bool = Field(True, description="Whether each score brings the norms of every layer.")
     priority: int = Field(0, description="Lower is earlier, under --scheduling-policy priority.")
     user: str | None = Field(None, description="Anything; it is not read.")

@@ -91,6 +91,17 @@ def read_wish(body: bytes, limits: Limits) -> Wish | None:
     return wish._replace(body=json.dumps(request).encode())
 
 
+def with_model(body: bytes, name: str) -> bytes:
+    """A body that names no model, with this one in it; any other as it is."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        return body
+    if not isinstance(request, dict) or request.get("model"):
+        return body
+    return json.dumps({**request, "model": name}).encode()
+
+
 def refuse_elsewhere(body: bytes) -> None:
     """RequestError if a request to a route that knows neither field names one: it is never ignored.
 
