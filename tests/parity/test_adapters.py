@@ -78,7 +78,23 @@ def engine(request: Any, pair_dirs: Any, adapter_of: Any) -> Iterator[ScoringEng
 
 
 class TestOneAdapter(ScoresAreTrue):
-    """As of any pair."""
+    """As of any pair. What is slow here, other tests of adapters see too, of smaller batches."""
+
+    @pytest.mark.slow
+    def test_many_at_once_in_any_order(self, engine: ScoringEngine) -> None:
+        super().test_many_at_once_in_any_order(engine)
+
+    @pytest.mark.slow
+    def test_shared_prefixes(self, engine: ScoringEngine) -> None:
+        super().test_shared_prefixes(engine)
+
+    @pytest.mark.slow
+    def test_streams_side_by_side(self, engine: ScoringEngine) -> None:
+        super().test_streams_side_by_side(engine)
+
+    @pytest.mark.slow
+    def test_the_comparison_would_notice(self, engine: ScoringEngine) -> None:
+        super().test_the_comparison_would_notice(engine)
 
 
 @pytest.mark.parametrize("name", families("gemma2", "phi3"))
@@ -180,6 +196,7 @@ def test_preempted(base: str, adapter_of: Any) -> None:
     assert_true_when_preempted((base, made.merged), "float32", args, resolve_pair(base, made.adapter))
 
 
+@pytest.mark.slow
 def test_a_light_adapter_is_measured(pair_dirs: Any, adapter_of: Any) -> None:
     """In bfloat16, with rows in float32 and without."""
     base, prompts = pair_dirs("llama", "bfloat16")[1], tiny_models.prompts(32, seed=3)

@@ -63,7 +63,7 @@ def test_preempted(kind: str, models_of) -> None:
     assert_all_true(pair, prompts, alphas, outputs)
 
 
-@pytest.mark.parametrize("kind", ["pair", "adapter"])
+@pytest.mark.parametrize("kind", ["pair", pytest.param("adapter", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("in_process")
 def test_speculated(kind: str, models_of) -> None:
     """n-gram drafts: several rows of a request are scored in one step, rejected ones dropped."""

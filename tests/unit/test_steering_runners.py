@@ -40,7 +40,7 @@ class StockRunner:
         self.requests: dict[str, Any] = {}
         self.input_batch = SimpleNamespace(num_reqs=0, req_ids=[], num_computed_tokens_cpu=np.zeros(9))
         self.query_start_loc = SimpleNamespace(np=np.arange(100))
-        self.model = SimpleNamespace(rows=Rows())
+        self.model = SimpleNamespace(rows=Rows(), rows_known=lambda requests: None)
         self.device = SimpleNamespace(type="cuda")
 
     def _prepare_inputs(self, scheduler_output, num_scheduled_tokens):
@@ -63,7 +63,7 @@ class V1(steering_v1.SteeringRunner, StockRunner):
 class V2(steering_v2.SteeringModelState):
     def __init__(self) -> None:
         self._steerings, self._pieces = {}, {}
-        self.model = SimpleNamespace(rows=Rows())
+        self.model = SimpleNamespace(rows=Rows(), rows_known=lambda requests: None)
 
     def step(self, new, names, gone=(), resumed=()):
         for name in (*gone, *(data.req_id for data in resumed)):
