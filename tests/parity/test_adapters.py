@@ -164,7 +164,8 @@ def test_every_kind_mixed_with_the_others_and_the_base(
 
 def test_a_request_without_an_adapter_is_the_base(base: str, adapter_of: Any) -> None:
     """Beside requests with one: on a CPU vLLM 0.32 gives it the last slot's (``mend_on_cpu``)."""
-    pair = resolve_pair(base, adapter_of(base, 17).adapter)
+    modules = ["embed_tokens", "q_proj", "down_proj"]
+    pair = resolve_pair(base, adapter_of(base, 17, target_modules=modules).adapter)
     prompts = tiny_models.prompts(8, longest=120)
     with closing(Scorer(pair, **Cell("llama", chunk=48).engine_args())) as scorer:
         own, scorer._adapter = scorer._adapter, None

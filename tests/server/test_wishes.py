@@ -7,7 +7,7 @@ from server.fake_vllm import FakeVllm, post
 
 from tuco_vllm.server.errors import RequestError
 from tuco_vllm.server.middleware import GENERATING, STEERABLE
-from tuco_vllm.server.wishes import read_wish, refuse_elsewhere
+from tuco_vllm.server.wishes import read_wish, refuse_elsewhere, with_model
 from tuco_vllm.steering import ALPHA_LAYERS, LIMITS, Limits, steering_of
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -239,3 +239,16 @@ def test_what_only_we_write_is_no_field(read, place, name):
     request = {"prompt": "a", **ours} if place == "request" else {"prompt": "a", "vllm_xargs": ours}
     with pytest.raises(RequestError, match=f"{name} is no field: "):
         read(json.dumps(request).encode())
+
+
+@pytest.mark.parametrize("none", [{}, {"model": None}, {"model": ""}])
+def test_a_request_without_a_model_gets_one(none):
+    body = json.dumps({"prompt": "a", "alpha": 0.5, **none}).encode()
+    assert json.loads(with_model(body, "mine")) == {"prompt": "a", "alpha": 0.5, "model": "mine"}
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"model": "theirs", "n": 1}', b"[1]", b"not JSON", b"", b"\xff", b"[" * 100_000], ids=range(6)
+)
+def test_all_other_bodies_stay_as_they_are(body):
+    assert with_model(body, "mine") is body
