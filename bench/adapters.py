@@ -61,12 +61,9 @@ def main() -> None:
 def measure(name: str, dtype: str, rank: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All lengths of one shape, dtype and rank, by one set of living contenders."""
     lengths = [int(length) for length in options.lengths.split(",")]
-    names = [
-        "stock_adapter",
-        "tuco_adapter",
-        "tuco",
-        *(["tuco_adapter_model_rows"] if dtype != "float32" else []),
-    ]
+    names = ["stock_adapter", "stock_adapter_grouped", "tuco_adapter", "tuco"]
+    if dtype != "float32":
+        names.append("tuco_adapter_model_rows")
     with tempfile.TemporaryDirectory() as directory:
         pt, _ = write_pair(SHAPES[name], Path(directory), dtype)
         adapter, merged = write_adapter(pt, Path(directory), rank, dtype)
