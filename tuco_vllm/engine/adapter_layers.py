@@ -28,7 +28,7 @@ from torch import Tensor
 from tuco_vllm.engine.compat import VllmConfig
 from tuco_vllm.engine.layer_structure import attention_of, norms_of
 from tuco_vllm.engine.rows import Selection, rows_backend
-from tuco_vllm.engine.rows_projection import Both, turn_apart
+from tuco_vllm.engine.rows_projection import Both, Projected, turn_apart
 from tuco_vllm.engine.stock_layers import in_one_form, open_norm
 from tuco_vllm.engine.wide_rows import mix, twin
 
@@ -177,18 +177,6 @@ class _StackedNorm:
         return stock.forward(x, residual)
 
 
-class _Projected(NamedTuple):
-    """What ``qkv.split`` is called on."""
-
-    query: Tensor
-    key: Tensor
-    value: Values
-
-    def split(self, sizes: Any, dim: int = -1) -> tuple[Tensor, Tensor, Values]:
-        """They are split."""
-        return self.query, self.key, self.value
-
-
 class _BaseKept:
     """One base product of tokens and rows. The rows' queries are PT's as they are, for a row has no adapter;
     keys and values of PT's are the base's of the tokens."""
@@ -205,7 +193,7 @@ class _BaseKept:
         of_pt = of_pt.clone() if tokens_U is None else of_pt[tokens_U]
         query_Q, key_K, value_K = self._apply_lora_to_output(normed.x, product).split([query, key, key], -1)
         keys = torch.cat([key_K[:tokens], of_pt[:, :key]])
-        return _Projected(query_Q, keys, Values(value_K[:tokens], of_pt[:, key:], step.apart)), None
+        return Projected(query_Q, keys, Values(value_K[:tokens], of_pt[:, key:], step.apart)), None
 
 
 class _TwoCaches:

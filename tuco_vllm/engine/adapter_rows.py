@@ -19,7 +19,7 @@ from tuco_vllm.engine.adapter_layers import Keys, Parted, Values, opened_attenti
 from tuco_vllm.engine.compat import LinearBase, LinearMethodBase, VllmConfig
 from tuco_vllm.engine.layer_structure import attention_of, norms_of
 from tuco_vllm.engine.rows import Selection, rows_backend
-from tuco_vllm.engine.rows_projection import Both, turn_apart
+from tuco_vllm.engine.rows_projection import Both, Projected, turn_apart
 from tuco_vllm.engine.stock_layers import in_one_form, open_norms_on_rows
 from tuco_vllm.engine.wide_rows import float32_rope, mix, sharing_cache, twin, widen
 
@@ -134,32 +134,20 @@ class _NormOfBoth:
         return stock.forward(x, residual)
 
 
-class _Queries(NamedTuple):
-    """What ``qkv.split`` is called on."""
-
-    query_2RQ: Tensor
-    stand_in_RK: Tensor
-    values: Values
-
-    def split(self, sizes: Any, dim: int = -1) -> tuple[Tensor, Tensor, Values]:
-        """They are split."""
-        return self.query_2RQ, self.stand_in_RK, self.values
-
-
 class _QueriesOfBoth:
     """PT's queries, and FT's, which have their adapters' share; keys are in the cache, or at hand."""
 
     adapted: Any
     """The stock layer's projection, as vLLM has wrapped it; in a tuple."""
 
-    def forward(self: Any, normed: _Normed) -> tuple[_Queries, None]:
+    def forward(self: Any, normed: _Normed) -> tuple[Projected, None]:
         size, [adapted] = self.num_heads * self.head_size, self.adapted
         bias = None if self.bias is None else self.bias[:size]
         query_RQ = row_linear(normed.x_RH, self.weight[:size], bias)
         a, b = adapted.lora_a_stacked[0][:, 0], adapted.lora_b_stacked[0][:, 0, :size]
         both = torch.cat([query_RQ, query_RQ + self.slots.product(normed.x_RH, a, b)])
         stand_in_RK = normed.written_RH[:, :1].repeat(1, self.num_kv_heads * self.head_size)
-        return _Queries(both, stand_in_RK, Values(stand_in_RK, normed.of_pt)), None
+        return Projected(both, stand_in_RK, Values(stand_in_RK, normed.of_pt)), None
 
 
 class _AttentionOfBoth:

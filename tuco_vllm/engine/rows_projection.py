@@ -30,9 +30,10 @@ class Projected(NamedTuple):
 
     query_RQ: Tensor
     key_TK: Tensor
-    value_TK: Tensor
+    value_TK: Any
+    """A tensor, or what an attention that is opened takes for one (``adapter_layers.Values``)."""
 
-    def split(self, sizes: Any, dim: int = -1) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, sizes: Any, dim: int = -1) -> tuple[Tensor, Tensor, Any]:
         """They are split."""
         return self.query_RQ, self.key_TK, self.value_TK
 
