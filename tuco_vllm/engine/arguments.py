@@ -55,12 +55,9 @@ def pair_settings(pair: ModelPair, runner: str, **overrides: Any) -> dict[str, A
     kind: dict[str, Any] = {"architectures": [ARCHITECTURE], "tuco_pt": str(pair.pt.directory)}
     if pair.ft.adapter is not None:
         kind = {"architectures": [ADAPTERS]}
-    if pair.ft.tokenizer_directory != pair.ft.directory:
-        kind_of_tokens = {"tokenizer": str(pair.ft.tokenizer_directory)}
-    else:
-        kind_of_tokens = {}
+    tokenizer = pair.ft.tokenizer_directory
     return {
-        **kind_of_tokens,
+        **({} if tokenizer == pair.ft.directory else {"tokenizer": str(tokenizer)}),
         "model": str(pair.ft.directory),
         "runner": runner,
         "hf_overrides": {**kind, **overrides},

@@ -31,6 +31,7 @@ def add_adapters(arguments: Namespace, pair: ModelPair, base_names: list[str]) -
     """
     own = pair.ft.adapter
     assert own is not None
+    base_names = arguments.served_model_name or base_names
     for name in _LOADED_LATER:
         if os.environ.get(name, "0") not in ("", "0"):
             raise InputError(f"{name} is set: adapters are checked when a server starts; use --lora-modules")
@@ -53,11 +54,11 @@ def add_adapters(arguments: Namespace, pair: ModelPair, base_names: list[str]) -
     if arguments.speculative_config is not None:
         for adapter in adapters.values():
             expect_no_head(adapter)
-    arguments.served_model_name = arguments.served_model_name or base_names
+    arguments.served_model_name = base_names
 
 
 class ServedAdapters:
-    """What requests may call a model, beside the names of the pair; vLLM's own list, which may grow."""
+    """What requests may call a model, beside the names of the pair: vLLM's own list."""
 
     def __init__(self, requests: Mapping[str, Any]) -> None:
         self._requests = requests
