@@ -165,5 +165,5 @@ def config_of(shape: Shape) -> Any:
         head_dim=shape.head_dim,
         max_position_embeddings=4096,
         initializer_range=1e-3,  # write_pair adds the weights
-        tie_word_embeddings=False,
+        tie_word_embeddings=shape.family == "gemma2",  # vLLM's class has no head of its own
     )
