@@ -125,18 +125,20 @@ def assert_own_streams_are_true(stream: Any, pair: tuple[str, str], dtype: str, 
     """OutputCo and the reward, beside prompts alone, responses and a trace; then again, from the cache."""
     [short, long] = tiny_models.prompts(2, seed=8, longest=120)
     texts = [(long, long[:count]) for count in (1, 2, 33)] + [(short, long[:90]), (long[:64], short)]
-    if dtype != "float32":  # of a few prompts alone Hugging Face's own largest error says little
-        more_texts = max(more_texts, 12)
+    alone = [long]
+    if dtype != "float32":  # of a few prompts Hugging Face's own largest error says little
+        more_texts, alone = max(more_texts, 12), [long, *tiny_models.prompts(12, seed=9, longest=250)]
     others = [tiny_models.prompts(2, seed=seed, longest=120)[1] for seed in range(20, 20 + more_texts)]
     texts += [(prompt, prompt[40:]) for prompt in others]
     inputs = [engine_inputs(prompt, response, ALL_MORE) for prompt, response in texts]
     asked = [tokens for several in inputs for tokens in several]
-    asked[4:4] = [long, read(short, long[:40]), read(long, None, trace=True)]
+    asked[4:4] = [*alone, read(short, long[:40]), read(long, None, trace=True)]
+    beside = 4 + len(alone)
     for _ in range(2):
         found = [answer for _, answer in stream(enumerate(asked))]
-        assert_close(torch.stack([found[4]]), pair, [long], dtype)
-        assert_rows_close(found[5:7], asked[5:7], pair, dtype)
-        answers = iter(found[:4] + found[7:])
+        assert_close(torch.stack(found[4:beside]), pair, alone, dtype)
+        assert_rows_close(found[beside : beside + 2], asked[beside : beside + 2], pair, dtype)
+        answers = iter(found[:4] + found[beside + 2 :])
         scores = [
             TucoScore.of([next(answers) for _ in several], several, response, ALL_MORE)
             for several, (_, response) in zip(inputs, texts, strict=True)
