@@ -7,34 +7,28 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from input_files import Source
 
 from tuco_vllm.corpus import chunks
-from tuco_vllm.corpus.chunks import Source, from_bytes, to_bytes
-from tuco_vllm.corpus.columns import Columns, ExtraColumn, survey
-from tuco_vllm.corpus.inputs import find_inputs
+from tuco_vllm.corpus.columns import Columns, ExtraColumn
 from tuco_vllm.errors import InputError
 
 
 @pytest.fixture
 def source(tmp_path):
     def make(rows, **options):
-        columns = Columns()
         (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = find_inputs([str(tmp_path / "x.jsonl")], out=tmp_path / "out")
-        return Source(tuple(files), columns, survey(files, columns).extras, **options)
+        return Source(tmp_path / "x.jsonl", **options)
 
     return make
 
 
 @pytest.fixture
 def parquet_source(tmp_path):
-    def make(columns=None, **values):
-        columns = columns or Columns()
-        pq.write_table(
-            pa.table({"prompt": ["p"] * len(next(iter(values.values()))), **values}), tmp_path / "x.parquet"
-        )
-        files = find_inputs([str(tmp_path / "x.parquet")], out=tmp_path / "out")
-        return Source(tuple(files), columns, survey(files, columns).extras)
+    def make(columns=None, extras=None, **values):
+        table = pa.table({"prompt": ["p"] * len(next(iter(values.values()))), **values})
+        pq.write_table(table, tmp_path / "x.parquet")
+        return Source(tmp_path / "x.parquet", columns, extras)
 
     return make
 
@@ -53,7 +47,7 @@ def test_chunks_end_after_some_rows_or_some_text(source, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 3)
     monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 100)
     rows = [{"prompt": "x"}] * 7 + [{"prompt": "y" * 250}] + [{"prompt": "z" * 60}] * 3
-    tables = list(source(rows).chunks())
+    tables = source(rows).chunks()
     assert [table.num_rows for table in tables] == [3, 3, 2, 2, 1]
     assert [p for table in tables for p in table["prompt"].to_pylist()] == [row["prompt"] for row in rows]
 
@@ -78,7 +72,7 @@ def test_what_other_columns_hold_counts_towards_a_chunk(source, monkeypatch, val
 )
 def test_what_parquet_columns_hold_counts_too(parquet_source, monkeypatch, value, arrow):
     monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 1000)
-    tables = list(parquet_source(v=pa.array([value] * 6, arrow)).chunks())
+    tables = parquet_source(v=pa.array([value] * 6, arrow)).chunks()
     assert [table.num_rows for table in tables] == [2, 2, 2]
 
 
@@ -124,11 +118,10 @@ def test_values_that_python_has_none_for_keep_their_type_or_are_shown_in_json(pa
         "text": bad_utf8(),
         "bytes": pa.array([b"a"]),
     }
-    made = parquet_source(**values)
-    (table,) = made.chunks()
+    (table,) = parquet_source(**values).chunks()
     assert table["time"].combine_chunks() == values["time"]
     extras = tuple(ExtraColumn(name, name, pa.string(), as_json=True) for name in values)
-    (table,) = Source(made.files, made.columns, extras).chunks()
+    (table,) = parquet_source(extras=extras, **values).chunks()
     shown = {name: json.loads(table[name][0].as_py()) for name in values}
     out = "<value out of range: 1000000000000000>"
     assert out in shown["struct"]
@@ -142,7 +135,7 @@ def test_how_deep_json_may_nest_does_not_depend_on_who_reads_it(tmp_path, note):
     lines = [f'{{"prompt": "{note}", "v": {"[" * n + "]" * n}}}' for n in depths]
     lines += ['{"prompt": "' + "[{" * 1000 + '"}', '{"prompt": "", "v": [' + "[{}]," * 1000 + "{}]}"]
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
-    (table,) = Source(tuple(find_inputs([str(tmp_path)], out=tmp_path / "out")), Columns(), ()).chunks()
+    (table,) = Source(tmp_path / "x.jsonl", extras=()).chunks()
     too_deep = "broken JSON: it nests more than 500 levels deep"
     assert table["error"].to_pylist() == [None, None, *[too_deep] * 8, None, None]
 
@@ -163,18 +156,11 @@ def test_one_row_that_nests_deep_makes_its_column_json(tmp_path, score, levels):
     assert pq.read_table(tmp_path / "out")["v"].to_pylist() == [deep, None]
 
 
-def test_skip_and_limit_are_rows_of_the_corpus(source):
-    rows = [{"prompt": str(n)} for n in range(10)]
-    (table,) = source(rows, skip=3, limit=7).chunks()
-    assert table["id"].to_pylist() == [f"x.jsonl:{n}" for n in range(3, 7)]
-    assert list(source(rows, skip=10).chunks()) == []
-
-
-def test_a_chunk_goes_through_bytes_unchanged(source):
-    rows = [{"prompt": "a", "n": 1}, {"messages": [{"role": "user", "content": "b"}], "n": None}]
-    (table,) = source(rows).chunks()
-    assert from_bytes(to_bytes(table)).equals(table)
-    assert table["messages"].to_pylist() == [None, json.dumps(rows[1]["messages"])]
+def test_chats_and_responses_are_json_text(source):
+    chat = [{"role": "user", "content": "b"}]
+    (table,) = source([{"prompt": "a", "response": "r"}, {"messages": chat, "response": [7]}]).chunks()
+    assert table["messages"].to_pylist() == [None, json.dumps(chat)]
+    assert table["response"].to_pylist() == ['"r"', "[7]"]
 
 
 def test_input_columns_may_have_the_names_that_chunks_use_themselves(score, tmp_path):
@@ -199,8 +185,7 @@ def test_values_keep_their_types_and_become_json_where_told(source):
         {"prompt": "a", "n": 2**60, "id": "mine", "any": {"ä": [1, None]}},
         {"prompt": "b", "any": "text"},
     ]
-    made = source(rows)
-    (table,) = Source(made.files, made.columns, extras).chunks()
+    (table,) = source(rows, extras=extras).chunks()
     assert table.column_names[-3:] == ["n", "input_id", "any"]
     assert table["n"].to_pylist() == [2**60, None]
     assert table["input_id"].to_pylist() == ["mine", None]
@@ -208,7 +193,6 @@ def test_values_keep_their_types_and_become_json_where_told(source):
 
 
 def test_a_value_that_no_longer_fits_says_that_the_input_changed(source):
-    made = source([{"prompt": "a", "n": "text"}])
     extras = (ExtraColumn("n", "n", pa.int64(), as_json=False),)
     with pytest.raises(InputError, match="column 'n' no longer fits int64: the input changed"):
-        list(Source(made.files, made.columns, extras).chunks())
+        source([{"prompt": "a", "n": "text"}], extras=extras).chunks()

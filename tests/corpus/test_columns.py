@@ -7,14 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from tuco_vllm.corpus import columns as columns_module
-from tuco_vllm.corpus import readers
-from tuco_vllm.corpus.columns import Columns, survey
+from tuco_vllm.corpus import csv_text
+from tuco_vllm.corpus.columns import Columns, ExtraColumn, Survey
 from tuco_vllm.corpus.inputs import find_inputs
+from tuco_vllm.corpus.plan import surveyed
 from tuco_vllm.errors import InputError
 
 
 def look(directory, columns=None, limit=None):
-    return survey(find_inputs([str(directory)], out=directory / "out"), columns or Columns(), limit)
+    return surveyed(find_inputs([str(directory)], out=directory / "out"), columns or Columns(), limit)[0]
 
 
 def write_jsonl(path, *rows):
@@ -105,6 +106,14 @@ def test_a_corpus_with_a_new_key_in_every_row_has_a_bound(tmp_path, monkeypatch)
     assert [extra.source for extra in found.extras] == ["k0", "k1", "k2", None]
 
 
+def test_a_column_that_has_room_is_known_in_files_that_overflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns_module, "MOST_COLUMNS", 2)
+    write_jsonl(tmp_path / "a.jsonl", {"prompt": "p", "k0": 0, "k1": 1})
+    write_jsonl(tmp_path / "b.jsonl", {"prompt": "p", "n0": 0, "n1": 0, "n2": 0, "k1": 0.5})
+    pq.write_table(pa.table({"prompt": ["p"], "m0": [0], "m1": [1], "k0": ["text"]}), tmp_path / "c.parquet")
+    assert types(look(tmp_path)) == {"k0": "json", "k1": pa.float64(), "other_columns": "json"}
+
+
 def test_columns_that_are_or_could_be_scored_take_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr(columns_module, "MOST_COLUMNS", 1)
     write_jsonl(tmp_path / "x.jsonl", {"other_columns": 1, "b": 2, "messages": [], "prompt": "unused"})
@@ -173,7 +182,7 @@ def test_a_file_of_broken_rows_only_is_not_a_missing_column(tmp_path):
     ],
 )
 def test_a_quote_that_is_not_closed_is_refused_for_the_rows_it_takes(tmp_path, monkeypatch, rows, last):
-    monkeypatch.setattr(readers, "_LONGEST_FIELD", 80)
+    monkeypatch.setattr(csv_text, "_LONGEST_FIELD", 80)
     (tmp_path / "x.csv").write_bytes(b"prompt,tag\na,1\n" + rows)
     with pytest.raises(InputError) as raised:
         look(tmp_path)
@@ -190,3 +199,27 @@ def test_of_many_columns_an_error_names_some(tmp_path):
     write_jsonl(tmp_path / "x.jsonl", {f"c{n}": n for n in range(50)})
     with pytest.raises(InputError, match=r"has the columns c0, c1, .*, c19, \.\.\.; name one with"):
         look(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arrow",
+    [
+        pa.string(),
+        pa.list_(pa.list_(pa.float64())),
+        pa.timestamp("ns", "Europe/Zurich"),
+        pa.decimal256(40, 5),
+        pa.struct([pa.field("a", pa.int8(), nullable=False), pa.field("a", pa.null())]),
+        pa.map_(pa.string(), pa.large_binary()),
+        pa.list_(pa.dictionary(pa.int32(), pa.string())),
+        pa.list_view(pa.int32()),
+        pa.uuid(),
+        pa.fixed_shape_tensor(pa.int32(), [2, 2]),
+    ],
+)
+def test_a_survey_goes_through_json(arrow):
+    extras = (
+        ExtraColumn("v", "input_v", arrow, as_json=False),
+        ExtraColumn(None, "other_columns", pa.string(), as_json=True),
+    )
+    for found in (Survey(2**40, extras, True), Survey(0, (), False)):
+        assert Survey.from_json(json.loads(json.dumps(found.to_json()))) == found

@@ -283,3 +283,10 @@ def test_what_a_filesystem_refuses_is_said(bucket, tmp_path, monkeypatch):
     for argument in ("memory://bucket/a/", "memory://bucket/none*"):
         with pytest.raises(InputError, match=r"cannot read memory://.*: Access Denied$"):
             names(argument, out=tmp_path)
+
+
+def test_an_output_may_be_named_by_a_file_url(tmp_path):
+    for name in ("x.jsonl", "out/part-0.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [file.name for file in find_inputs([str(tmp_path)], out=f"file://{tmp_path}/out")] == ["x.jsonl"]

@@ -7,7 +7,7 @@ import pytest
 
 from tuco_vllm.corpus import json_text
 from tuco_vllm.corpus.inputs import find_inputs
-from tuco_vllm.corpus.readers import read_records
+from tuco_vllm.corpus.readers import Mark, read_records
 from tuco_vllm.errors import InputError
 
 
@@ -60,6 +60,9 @@ def test_awkward_elements_cost_only_themselves(tmp_path, monkeypatch, space, rea
         else:
             shift = len(space) if "byte" in error else 0  # an element has the space around it
             assert record.error.startswith(error.replace("12", str(12 + shift)))
+    (file,) = find_inputs([str(tmp_path / "x.json")], out=tmp_path / "out")
+    for number, record in enumerate(records, 1):
+        assert repr(list(read_records(file, start=Mark(number, record.end)))) == repr(records[number:])
 
 
 @pytest.mark.parametrize(

@@ -9,39 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from file_server import file_server
+from input_files import ROWS, compress, values, write_rows
 
 from tuco_vllm.corpus.inputs import find_inputs
-from tuco_vllm.corpus.readers import parquet_layout, read_records
+from tuco_vllm.corpus.parquet_files import parquet_layout
+from tuco_vllm.corpus.readers import read_records
 from tuco_vllm.errors import InputError
-
-ROWS = [
-    {"prompt": "one", "tag": "a"},
-    {"prompt": 'quoted "two",\nover lines', "tag": "NA"},
-    {"prompt": "three \u2028 and \x85 are no line ends, äöü 日本", "tag": ""},
-]
-
-
-def compress(data: bytes, extension: str) -> bytes:
-    if extension == ".zst":
-        return pa.Codec("zstd").compress(data, asbytes=True)
-    return {".gz": gzip.compress, ".bz2": bz2.compress}.get(extension, bytes)(data)
-
-
-def write_rows(directory: Path, file_format: str, extension: str = "") -> Path:
-    plain = directory / f"plain.{file_format}"
-    if file_format == "parquet":
-        pq.write_table(pa.Table.from_pylist(ROWS), plain)
-    elif file_format == "jsonl":
-        plain.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), newline="")
-    elif file_format == "json":
-        plain.write_text(json.dumps(ROWS, ensure_ascii=False, indent=1), newline="\r\n")
-    elif file_format in ("csv", "tsv"):
-        mark = "," if file_format == "csv" else "\t"
-        quoted = [mark.join('"' + value.replace('"', '""') + '"' for value in row.values()) for row in ROWS]
-        plain.write_text("\r\n".join([f"prompt{mark}tag", *quoted]), newline="")
-    path = directory / f"rows.{file_format}{extension}"
-    path.write_bytes(compress(plain.read_bytes(), extension))
-    return path
 
 
 def read(path: Path, **options):
@@ -52,10 +25,6 @@ def read(path: Path, **options):
 def from_bytes(directory: Path, name: str, data: bytes):
     (directory / name).write_bytes(data)
     return read(directory / name)
-
-
-def values(record):
-    return {k: v.as_py() if isinstance(v, pa.Scalar) else v for k, v in record.columns.items()}
 
 
 @pytest.mark.parametrize("extension", ["", ".gz", ".zst", ".bz2"])
@@ -199,7 +168,9 @@ def test_rows_come_from_servers_of_every_manner(tmp_path, server, name, manner):
     assert file.size == (-1 if manner == "no size" else len(server.files[f"/d/{name}"]))
     assert [values(record) for record in read_records(file)] == ROWS
     if file_format == "parquet":
-        assert parquet_layout(file)[0] == len(ROWS)
+        schema, [(rows, size)] = parquet_layout(file)
+        assert (schema.names, rows) == ([*ROWS[0]], len(ROWS))
+        assert size > 0
 
 
 @pytest.mark.parametrize("manner", ["ranges", "whole"])

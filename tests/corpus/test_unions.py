@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tuco_vllm.corpus.columns import Columns, survey
+from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.corpus.inputs import find_inputs
+from tuco_vllm.corpus.plan import surveyed
 from tuco_vllm.corpus.unions import union
 
 
@@ -31,7 +32,7 @@ def write(directory, *columns):
 
 
 def type_of(directory):
-    (extra,) = survey(find_inputs([str(directory)], out=directory / "out"), Columns()).extras
+    (extra,) = surveyed(find_inputs([str(directory)], out=directory / "out"), Columns())[0].extras
     return "json" if extra.as_json else extra.type
 
 

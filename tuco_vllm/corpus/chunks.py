@@ -1,93 +1,139 @@
-"""Chunks: the Arrow tables, up to some thousand rows each, in which a corpus goes through the pipeline.
+"""Chunks: the Arrow tables, up to some thousand rows each, in which a unit's rows go through a worker.
 
 source chunk   id, prompt, messages and response (JSON text), error, then the input's other columns
 token chunk    id, prompt, token_ids, response, response_ids, templated, error, then the other columns
 scored chunk   templated, set_aside (whether engines died on the row), then the columns of an output file,
-               those of responses among them (the writer leaves them out where there are none)
+               those of responses among them (a part leaves them out where there are none)
 
 Their own columns come first and are taken by place: an input column may have any name.
 
-A chunk is the unit of work that is handed from process to process and tried again after a death; it is small
-so that several engines share even a small corpus, and bounded in bytes so that memory is.
+A chunk is bounded in rows and bytes, so memory is too, whatever a unit holds.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 
 from tuco_vllm.corpus.columns import Columns, ExtraColumn
 from tuco_vllm.corpus.inputs import InputFile
-from tuco_vllm.corpus.rows import SourceRow, as_text, source_rows
+from tuco_vllm.corpus.readers import Mark, RecordReader
+from tuco_vllm.corpus.rows import SourceRow, as_text, source_row
+from tuco_vllm.corpus.unit import Unit
 from tuco_vllm.errors import InputError
 
 CHUNK_ROWS = 2048
 CHUNK_CHARACTERS = 1 << 17
 """A chunk ends after so many rows, or with the row that brings it to so many characters (of what is no text:
-bytes): some 30,000 tokens, a second of an H200 and a pair of 8B models. More would move the progress line and
-balance engines less often, less would make the driver pay Ray's milliseconds for each chunk more often."""
+bytes): some 30,000 tokens, a second of an H200 and a pair of 8B models."""
+
+_KEPT_OPEN = 2
+"""Files, or places in one: a worker has two units in hand."""
+
+SET_ASIDE = "the engine's process died twice on this row"
+"""The error of a row that is not touched any more."""
 
 SOURCE_COLUMNS = ("id", "prompt", "messages", "response", "error")
 TOKEN_COLUMNS = ("id", "prompt", "token_ids", "response", "response_ids", "templated", "error")
 SCORED_COLUMNS = ("templated", "set_aside")
 
 
-@dataclass(frozen=True)
-class Source:
-    """The part of a corpus that is still to be scored: rows ``skip`` to ``limit`` of the files, in order."""
+class UnitReader:
+    """Reads units, each as its chunks; several threads may do so at a time.
 
-    files: tuple[InputFile, ...]
-    columns: Columns
-    extras: tuple[ExtraColumn, ...]
-    skip: int = 0
-    limit: int | None = None
+    Files stay open after a unit, so of a compressed one that is read unit by unit nothing is decompressed
+    twice: what comes between two units is passed over.
+    """
 
-    def chunks(self) -> Iterator[pa.Table]:
-        """Source chunks in reading order, the same each time. Raises InputError as the readers do."""
+    def __init__(self, files: Sequence[InputFile], columns: Columns, extras: Sequence[ExtraColumn]) -> None:
+        self._files, self._columns, self._extras = files, columns, extras
+        self._kept: list[RecordReader] = []
+        self._lock = Lock()
+
+    def chunks(
+        self,
+        unit: Unit,
+        *,
+        chunk_rows: int | None = None,
+        before: Callable[[int], object] | None = None,
+        skip: AbstractSet[int] = frozenset(),
+    ) -> Iterator[pa.Table]:
+        """The unit's source chunks in reading order, the same each time.
+
+        ``chunk_rows``: at most so many in each, instead of CHUNK_ROWS. ``before`` is told each row's place in
+        the unit before the row is read; rows whose place is in ``skip`` are not parsed and get the error
+        SET_ASIDE. Raises InputError as the readers do, and where the file is not what it was.
+        """
+        most = CHUNK_ROWS if chunk_rows is None else chunk_rows
         held: list[SourceRow] = []
         size = 0
-        for row in source_rows(self.files, self.columns, self.extras, skip=self.skip, limit=self.limit):
+        for row in self._rows(unit, before, skip):
             held.append(row)
             size += row.size
-            if len(held) == CHUNK_ROWS or size >= CHUNK_CHARACTERS:
-                yield self._table(held)
+            if len(held) >= most or size >= CHUNK_CHARACTERS:
+                yield _table(held, self._extras)
                 held, size = [], 0
         if held:
-            yield self._table(held)
+            yield _table(held, self._extras)
 
-    def _table(self, rows: Sequence[SourceRow]) -> pa.Table:
-        chats = [row.prompt is not None and not isinstance(row.prompt, str) for row in rows]
-        columns = {
-            "id": [row.id for row in rows],
-            "prompt": [None if chat else row.prompt for row, chat in zip(rows, chats, strict=True)],
-            "messages": [
-                json.dumps(row.prompt, default=as_text) if chat else None
-                for row, chat in zip(rows, chats, strict=True)
-            ],
-            "response": [None if row.response is None else json.dumps(row.response) for row in rows],
-            "error": [row.error for row in rows],
-        }
-        own = {name: pa.array(columns[name], pa.string()) for name in SOURCE_COLUMNS}
-        arrays = [_extra_array(extra, rows) for extra in self.extras]
-        return join(own, pa.table(arrays, names=[extra.name for extra in self.extras]))
+    def _rows(
+        self, unit: Unit, before: Callable[[int], object] | None, skip: AbstractSet[int]
+    ) -> Iterator[SourceRow]:
+        place, start = 0, Mark(unit.first, unit.offset)
+        for number, rows in enumerate((unit.rows - sum(unit.more), *unit.more), unit.file):
+            yield from self._rows_of(self._files[number], start, rows, place, before, skip)
+            place, start = place + rows, Mark()
 
+    def _rows_of(
+        self,
+        file: InputFile,
+        start: Mark,
+        rows: int,
+        place: int,
+        before: Callable[[int], object] | None,
+        skip: AbstractSet[int],
+    ) -> Iterator[SourceRow]:
+        """A file's rows from ``start``; the first has that ``place`` in its unit."""
+        passed = {extra.source for extra in self._extras}
+        reader = self._taken(file, start.record)
+        try:
+            refused = {start.record + each - place: SET_ASIDE for each in skip}
+            records = reader.read(start, refused)
+            for record_number in range(start.record, start.record + rows):
+                if before is not None:
+                    before(place + record_number - start.record)
+                if (record := next(records, None)) is None:
+                    missing = f"it no longer has a record {record_number}"
+                    raise InputError(
+                        file.changed() or f"input {file.path} changed while it was read: {missing}"
+                    )
+                yield source_row(record, f"{file.name}:{record_number}", self._columns, passed)
+        except BaseException:  # also where nobody wants the rest
+            reader.close()
+            raise
+        self._keep(reader)
+        if (reason := file.changed()) is not None:
+            raise InputError(reason)
 
-@dataclass(frozen=True)
-class ScoredChunk:
-    """Rows that are done, in reading order, and what the engine that scored them has done so far."""
+    def _taken(self, file: InputFile, first: int) -> RecordReader:
+        """The reader of that file that is nearest, if any need not go back; nobody else has it then."""
+        with self._lock:
+            fit = [reader for reader in self._kept if reader.file == file and reader.next <= first]
+            if fit:
+                nearest = max(fit, key=lambda reader: reader.next)
+                self._kept.remove(nearest)
+                return nearest
+        return RecordReader(file, self._columns.prompt)
 
-    first: int
-    """The number of its first row in the corpus."""
-    table: pa.Table
-    engine: int
-    process: str
-    """HOST:PID of the engine's actor; the counts below begin anew with every process."""
-    starts: int
-    busy_seconds: float
-    ready_seconds: float
-    """Since its engine was ready: the time in which it could have been busy."""
+    def _keep(self, reader: RecordReader) -> None:
+        with self._lock:
+            self._kept.append(reader)
+            oldest = self._kept.pop(0) if len(self._kept) > _KEPT_OPEN else None
+        if oldest is not None:
+            oldest.close()
 
 
 def split(chunk: pa.Table, own: Sequence[str]) -> tuple[list[pa.ChunkedArray], pa.Table]:
@@ -100,17 +146,21 @@ def join(own: Mapping[str, pa.Array], others: pa.Table) -> pa.Table:
     return pa.table([*own.values(), *others.columns], names=[*own, *others.column_names])
 
 
-def to_bytes(chunk: pa.Table) -> bytes:
-    """A chunk as an Arrow IPC stream."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, chunk.schema) as stream:
-        stream.write_table(chunk)
-    return sink.getvalue().to_pybytes()
-
-
-def from_bytes(data: bytes) -> pa.Table:
-    """The chunk that ``to_bytes`` wrote."""
-    return pa.ipc.open_stream(data).read_all()
+def _table(rows: Sequence[SourceRow], extras: Sequence[ExtraColumn]) -> pa.Table:
+    chats = [row.prompt is not None and not isinstance(row.prompt, str) for row in rows]
+    columns = {
+        "id": [row.id for row in rows],
+        "prompt": [None if chat else row.prompt for row, chat in zip(rows, chats, strict=True)],
+        "messages": [
+            json.dumps(row.prompt, default=as_text) if chat else None
+            for row, chat in zip(rows, chats, strict=True)
+        ],
+        "response": [None if row.response is None else json.dumps(row.response) for row in rows],
+        "error": [row.error for row in rows],
+    }
+    own = {name: pa.array(columns[name], pa.string()) for name in SOURCE_COLUMNS}
+    arrays = [_extra_array(extra, rows) for extra in extras]
+    return join(own, pa.table(arrays, names=[extra.name for extra in extras]))
 
 
 def _extra_array(column: ExtraColumn, rows: Sequence[SourceRow]) -> pa.Array:

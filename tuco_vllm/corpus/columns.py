@@ -1,9 +1,8 @@
 """Which columns a corpus has: the ones that are scored, and the types of those that are passed through.
 
 Every part of a run must have one schema, and a resumed run the same one again, so it is fixed before the
-first row is scored: `survey` reads the inputs once (of Parquet only the footers). A sample would be cheaper,
-but the first row after it that did not fit could no longer be written unchanged. Parsing costs little beside
-scoring, and it gives the exact number of rows for the ETA.
+first row is scored, from all of them: a sample would be cheaper, but the first row after it that did not fit
+could no longer be written unchanged.
 
 The types: Parquet columns keep theirs (dictionaries become their values); CSV columns are strings; a JSON
 column is bool, int64, double (numbers that a double holds exactly), string, or a list of these, of lists of
@@ -16,19 +15,18 @@ into one, ``other_columns``, an object in JSON text. So a corpus with a new JSON
 memory has a bound.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+import base64
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from tuco_vllm.corpus.inputs import InputFile
-from tuco_vllm.corpus.json_text import parse_json
-from tuco_vllm.corpus.readers import parquet_column, parquet_column_fits, parquet_layout, read_records
+from tuco_vllm.corpus.parquet_files import parquet_column_fits
 from tuco_vllm.corpus.unions import holds_all, union
 from tuco_vllm.errors import InputError
-from tuco_vllm.prompt_checks import ends_with_assistant
 from tuco_vllm.records import output_schema
 from tuco_vllm.score_requests import ALL_MORE
 
@@ -97,6 +95,38 @@ class Survey:
     responses: bool
     """Whether rows have responses, or some may."""
 
+    def without_name(self, name: str) -> "Survey":
+        """The same with that name left to an output column of ours."""
+        names, extras = {extra.name for extra in self.extras}, []
+        for extra in self.extras:
+            other = extra.name
+            while other == name or (other != extra.name and other in names):
+                other = f"input_{other}"
+            extras.append(replace(extra, name=other))
+        return replace(self, extras=tuple(extras))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values. Arrow types have no text that could be read back: they are a schema in base64."""
+        types = pa.schema([pa.field(extra.name, extra.type) for extra in self.extras])
+        return {
+            "rows": self.rows,
+            "responses": self.responses,
+            "extras": [
+                {"source": extra.source, "name": extra.name, "as_json": extra.as_json}
+                for extra in self.extras
+            ],
+            "types": base64.b64encode(types.serialize()).decode(),
+        }
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> "Survey":
+        """What ``to_json`` wrote."""
+        types = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(written["types"])))
+        extras = (
+            ExtraColumn(type=each.type, **extra) for extra, each in zip(written["extras"], types, strict=True)
+        )
+        return cls(written["rows"], tuple(extras), written["responses"])
+
 
 @dataclass
 class _Column:
@@ -108,79 +138,83 @@ class _Column:
     """Its types in Parquet, and the files that have it so."""
 
 
-class _Found:
-    """The input's columns in order of appearance, up to those for which there is no room."""
+class FoundColumns:
+    """The columns of some input files in order of appearance, up to those for which there is no room."""
 
-    def __init__(self, columns: Columns) -> None:
-        self.columns: dict[str, _Column] = {}
+    def __init__(self, besides: AbstractSet[str | None]) -> None:
+        """For the names ``besides`` there is always room."""
         self.has_others = False
-        self._asked_for, self._room = columns.asked_for, MOST_COLUMNS
+        """Whether there were more columns than there is room for."""
+        self._columns: dict[str, _Column] = {}
+        self._besides, self._room = besides, MOST_COLUMNS
 
-    def column(self, name: str) -> _Column | None:
+    @property
+    def names(self) -> AbstractSet[str]:
+        """Of all columns that there was room for, in order."""
+        return self._columns.keys()
+
+    def add_record(self, values: Mapping[str, Any]) -> None:
+        """Add what a record of CSV or JSON has."""
+        for name, value in values.items():
+            if (column := self._column(name)) is not None:
+                column.kinds.update(_kinds_of(value))
+
+    def add_schema(self, file: InputFile, schema: pa.Schema) -> None:
+        """Add what a Parquet file has."""
+        for each in schema:
+            if (column := self._column(each.name)) is not None:
+                arrow = each.type.value_type if pa.types.is_dictionary(each.type) else each.type
+                column.types.setdefault(arrow, []).append(file)
+
+    def add(self, other: "FoundColumns") -> None:
+        """Add what was found in files that come later."""
+        self.has_others = self.has_others or other.has_others
+        for name, theirs in other._columns.items():
+            if (column := self._column(name)) is not None:
+                column.kinds |= theirs.kinds
+                for arrow, files in theirs.types.items():
+                    column.types.setdefault(arrow, []).extend(files)
+
+    def check(self, file: InputFile, columns: Columns) -> None:
+        """InputError where these are the columns of a file and those asked for are not among them."""
+        if not self._columns:  # no rows, or broken ones
+            return
+        names = list(self._columns)
+        said = ", ".join(names[:_COLUMNS_SAID]) + (", ..." if len(names) > _COLUMNS_SAID else "")
+        has = f"{file.path} has the columns {said}"
+        if columns.prompt not in names and columns.messages not in names:
+            wanted = " or ".join(
+                repr(name) for name in (columns.prompt, columns.messages) if name is not None
+            )
+            raise InputError(f"no column {wanted}: {has}; name one with --prompt-column or --messages-column")
+        asked = [(columns.prompt, Columns.prompt, "prompt"), (columns.messages, Columns.messages, "messages")]
+        asked.append((columns.response, Columns.response, "response"))
+        for name, default, option in [*asked, (columns.id, None, "id")]:
+            if name not in (None, default, *names):
+                raise InputError(f"no column {name!r} (--{option}-column): {has}")
+
+    def survey(self, columns: Columns, rows: int, turns: bool) -> Survey:
+        """What a corpus holds that has these columns. ``turns``: whether any chat ends with a response."""
+        # A corpus with chats may carry an unused prompt column: that one is not lost.
+        scored = {columns.id, columns.messages if columns.messages in self._columns else columns.prompt}
+        responses = False
+        if columns.score != "prompt":
+            scored.add(columns.response)
+            responses = turns or columns.response in self._columns or columns.score == "response"
+        passed = {name: _type_of(name, each) for name, each in self._columns.items() if name not in scored}
+        return Survey(rows, tuple(_extras(passed, self.has_others, responses)), responses)
+
+    def _column(self, name: str) -> _Column | None:
         """What is known of the column of that name, to be added to; None where there is no room for it."""
-        column = self.columns.get(name)
+        column = self._columns.get(name)
         if column is None:
-            if name not in self._asked_for:
+            if name not in self._besides:
                 if not self._room:
                     self.has_others = True
                     return None
                 self._room -= 1
-            column = self.columns[name] = _Column()
+            column = self._columns[name] = _Column()
         return column
-
-
-def survey(files: Sequence[InputFile], columns: Columns, limit: int | None = None) -> Survey:
-    """Read the first ``limit`` rows' columns. Raises InputError where a file lacks the columns asked for."""
-    rows, turns = 0, False
-    found, asked_for = _Found(columns), columns.asked_for
-    for file in files:
-        left = None if limit is None else limit - rows
-        seen: dict[str, None] = {}
-        if file.format == "parquet":
-            count, schema = parquet_layout(file)
-            rows += count if left is None else min(count, left)
-            seen = dict.fromkeys(schema.names)
-            for each in schema:
-                if (column := found.column(each.name)) is not None:
-                    arrow = each.type.value_type if pa.types.is_dictionary(each.type) else each.type
-                    column.types.setdefault(arrow, []).append(file)
-            wanted = columns.score != "prompt" and not turns
-            if wanted and columns.messages is not None and columns.messages in seen:
-                chats = (batch.to_pylist() for batch in parquet_column(file, columns.messages))
-                turns = any(ends_with_response(chat) for batch in chats for chat in batch)
-        else:
-            for record in islice(read_records(file, prompt_column=columns.prompt), left):
-                rows += 1
-                turns = turns or ends_with_response(record.columns.get(columns.messages or ""))
-                for name, value in record.columns.items():
-                    if (column := found.column(name)) is not None:
-                        column.kinds.update(_kinds_of(value))
-                names = record.columns.keys()
-                seen.update(dict.fromkeys(names if len(seen) < _COLUMNS_SAID else names & asked_for))
-        if seen:
-            _check(file, columns, seen)
-    # A corpus with chats may carry an unused prompt column: that one is not lost.
-    scored = {columns.id, columns.messages if columns.messages in found.columns else columns.prompt}
-    responses = False
-    if columns.score != "prompt":
-        scored.add(columns.response)
-        responses = turns or columns.response in found.columns or columns.score == "response"
-    passed = {name: _type_of(name, each) for name, each in found.columns.items() if name not in scored}
-    return Survey(rows, tuple(_extras(passed, found.has_others, responses)), responses)
-
-
-def _check(file: InputFile, columns: Columns, seen: Iterable[str]) -> None:
-    names = list(seen)
-    said = ", ".join(names[:_COLUMNS_SAID]) + (", ..." if len(names) > _COLUMNS_SAID else "")
-    has = f"{file.path} has the columns {said}"
-    if columns.prompt not in names and columns.messages not in names:
-        wanted = " or ".join(repr(name) for name in (columns.prompt, columns.messages) if name is not None)
-        raise InputError(f"no column {wanted}: {has}; name one with --prompt-column or --messages-column")
-    asked = [(columns.prompt, Columns.prompt, "prompt"), (columns.messages, Columns.messages, "messages")]
-    asked.append((columns.response, Columns.response, "response"))
-    for name, default, option in [*asked, (columns.id, None, "id")]:
-        if name not in (None, default, *names):
-            raise InputError(f"no column {name!r} (--{option}-column): {has}")
 
 
 def _type_of(name: str, column: _Column) -> pa.DataType | None:
@@ -197,16 +231,6 @@ def _type_of(name: str, column: _Column) -> pa.DataType | None:
         if not all(parquet_column_fits(file, name, united) for file in files):
             return None
     return pa.string() if united == pa.null() else united
-
-
-def ends_with_response(messages: Any) -> bool:
-    """Whether a row's messages, JSON text or not, end with an assistant turn."""
-    if isinstance(messages, str):
-        try:
-            messages = parse_json(messages)
-        except ValueError:
-            return False
-    return ends_with_assistant(messages)
 
 
 def _extras(

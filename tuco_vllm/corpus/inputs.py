@@ -103,27 +103,30 @@ class InputFile:
         return None
 
 
-def find_inputs(arguments: Sequence[str], file_format: str = "auto", *, out: Path) -> list[InputFile]:
+def find_inputs(arguments: Sequence[str], file_format: str = "auto", *, out: str | Path) -> list[InputFile]:
     """The corpus in reading order: the arguments' order, sorted by path inside a glob or a directory.
 
     A file named twice counts once. Directories are searched to any depth for files whose extension tells
     their format; hidden files, names that begin with ``_`` and whatever lies under ``out`` are left out.
-    Links to folders are followed, to each folder once; what lies under ``out`` is told by real paths.
+    Links to folders are followed, to each folder once; what lies under ``out`` is told by real paths, and by
+    its URL where that is one.
     An argument with ``://`` in it is a URL, of a file, a glob or a directory; ``file://`` is a local path.
     Pipes and devices count where they are named themselves; nothing is read of them here.
     Raises InputError for an argument without files, for what cannot be looked at or listed, for a link to
     nothing where a file is wanted, and for a format that the extension does not tell.
     """
-    real_out = os.path.realpath(out)
+    real_out = os.path.realpath(str(out).removeprefix("file://"))
     looks: dict[str, Look] = {}
     formats: dict[str, str] = {}
     for argument in arguments:
         for path, look in _expand(argument, file_format, real_out):
+            if path.startswith(f"{str(out).rstrip('/')}/") and _is_url(path):
+                continue
             looks.setdefault(path, look)
             formats.setdefault(path, file_format if file_format != "auto" else _format_of(path))
     return [
         InputFile(path, name, formats[path], *look)
-        for name, (path, look) in zip(_names(looks), looks.items(), strict=True)
+        for name, (path, look) in zip(input_names([*looks]), looks.items(), strict=True)
     ]
 
 
@@ -239,14 +242,17 @@ def _place(path: str) -> tuple[str, ...]:
     return (schemes[0], *parts)
 
 
-def _names(paths: Iterable[str]) -> list[str]:
+def input_names(paths: Sequence[str], later: Sequence[str] = ()) -> list[str]:
+    """The names of these inputs, see ``InputFile.name``; then of ``later`` ones, for which nothing moves: one
+    that is not below the folder that the first share is named by its whole place."""
     places = [_place(path) for path in paths]
     levels = zip(*(place[:-1] for place in places), strict=False)
     shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
     names: dict[str, None] = {}
-    for place in places:
+    for place in [*places, *map(_place, later)]:
+        below = place[shared:] if place[:shared] == places[0][:shared] else place
         # A name that is not UTF-8 cannot be an id as it is.
-        name = stem = "/".join(place[shared:]).encode(errors="replace").decode()
+        name = stem = "/".join(below).encode(errors="replace").decode()
         count = 1
         while name in names:
             count += 1

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from tuco_vllm.corpus.content import UnusableContent
+
 _DEEPEST = 500
 """So many levels may JSON nest. Python's own limit is higher, but it counts the callers too: the survey and
 the reading would not always agree on which rows are good, nor reading and writing."""
@@ -21,10 +23,6 @@ _READ = 1 << 20
 
 _TOKEN = re.compile(rb'[][{},]|"[^"\\]*+(?:\\.[^"\\]*+)*+("?)', re.DOTALL)
 """What says where an element ends; the group is empty of a string whose end has not been read."""
-
-
-class BrokenJson(Exception):
-    """Says why an array cannot be cut."""
 
 
 def parse_json(text: str) -> Any:
@@ -43,12 +41,17 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def array_elements(stream: io.BufferedReader) -> Iterator[bytes]:
-    """The text of each element of the array that the stream holds, in order, be it JSON or not.
+def array_elements(stream: io.BufferedReader, offset: int = 0) -> Iterator[tuple[bytes, int]]:
+    """The text of each element of the array that the stream holds, be it JSON or not, and its end.
 
-    Raises BrokenJson where the array does not end, or where it is not all that the stream holds.
+    That is the place after its comma, of the last element that of the bracket that closes the array; an
+    ``offset`` which is such a place begins with the next element. Raises UnusableContent where the array
+    does not end, or where it is not all that the stream holds.
     """
-    text, begin, seen, depth, is_empty = b"", 0, 0, 0, True
+    text, place, begin, seen, depth, is_empty = b"", offset, 0, 0, 0, True
+    if offset:
+        stream.seek(offset)
+        depth = 1
     while True:
         for token in _TOKEN.finditer(text, seen):
             kind = token[0][:1]
@@ -63,7 +66,7 @@ def array_elements(stream: io.BufferedReader) -> Iterator[bytes]:
                 if depth == 1:
                     element = text[begin : token.start()]
                     if kind == b"," or not is_empty or element.strip():
-                        yield element
+                        yield element, place + (token.end() if kind == b"," else token.start())
                     begin, is_empty = token.end(), False
                 depth -= kind != b","
                 if depth == 0:
@@ -72,18 +75,18 @@ def array_elements(stream: io.BufferedReader) -> Iterator[bytes]:
             seen = token.end()
         more = stream.read(max(_READ, len(text)))  # twice as much each time: a long element is not read often
         if not more:
-            raise BrokenJson("its array has no end")
-        text, begin, seen = text[begin:] + more, 0, seen - begin
+            raise UnusableContent("its array has no end")
+        text, place, begin, seen = text[begin:] + more, place + begin, 0, seen - begin
 
 
 def _check_end(text: bytes, stream: io.BufferedReader) -> None:
     if not text.startswith(b"]"):
-        raise BrokenJson("its array ends with }")
+        raise UnusableContent("its array ends with }")
     text = text.removeprefix(b"]")
     while not text.strip():
         if not (text := stream.read(_READ)):
             return
-    raise BrokenJson("something follows the end of its array")
+    raise UnusableContent("something follows the end of its array")
 
 
 def _depth(value: Any) -> int:

@@ -1,38 +1,33 @@
 """Files -> records, one format a function; memory is bounded by the largest record (Parquet: row group).
 
 A broken record becomes a record with an error, so that its row is kept and the job goes on. A file that
-cannot be read at all, or not to its end, raises InputError: how many rows it still holds is unknown, so
-going on would lose them silently. So does a broken CSV record that goes over several lines: a quote that is
-never closed takes all rows up to the next quote, or to the end of the file, into its own. In a JSON array
-every broken element is refused, as it may have taken others into its own; what is JSON but no row costs
-itself only.
+cannot be read at all, or not to its end, raises InputError. So does a broken CSV record that goes over
+several lines (``csv_text.py``), and any broken element of a JSON array, as it may have taken others into its
+own; what is JSON but no row costs itself only.
+
+Each format is first cut into records, which are then parsed one by one. So reading can begin at any record:
+at its place in the bytes, in Parquet at its number; what is compressed is cut from the beginning on, but the
+records before are not parsed. And a record that nobody dares to touch can be passed over.
 """
 
 import csv
 import io
 import json
-import shutil
-import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from operator import itemgetter
+from functools import partial
+from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from tuco_vllm.corpus.content import UnusableContent, opened, reading
+from tuco_vllm.corpus.csv_text import csv_rows
 from tuco_vllm.corpus.inputs import InputFile
-from tuco_vllm.corpus.json_text import BrokenJson, array_elements, parse_json
-from tuco_vllm.corpus.unions import fits
-from tuco_vllm.errors import InputError
+from tuco_vllm.corpus.json_text import array_elements, parse_json
+from tuco_vllm.corpus.parquet_files import parquet_file, parquet_rows
 from tuco_vllm.prompt_checks import kind_of
 
 _BOM = b"\xef\xbb\xbf"
-
-_LONGEST_FIELD = 1 << 26
-"""Characters of a CSV field: what is held in memory of a quote that is never closed."""
 
 
 @dataclass(slots=True)
@@ -44,76 +39,105 @@ class Record:
 
     columns: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    end: int = 0
+    """Where the next record can be read from: a place in the file's content, in bytes; 0 in Parquet."""
 
 
-def read_records(file: InputFile, *, prompt_column: str = "prompt") -> Iterator[Record]:
-    """Every record of a file in order; a line of txt becomes the one column ``prompt_column``."""
-    with _named(file):
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place between two records, where reading can begin."""
+
+    record: int = 0
+    """The number of the record that follows."""
+    offset: int = 0
+    """The ``end`` of the one before."""
+
+
+_Cuts = Iterator[tuple[Callable[[], Record], int]]
+"""Of each record what parses it, and its end."""
+
+
+def read_records(
+    file: InputFile, *, prompt_column: str = "prompt", start: Mark | None = None
+) -> Iterator[Record]:
+    """A file's records from ``start`` on; a line of txt becomes the one column ``prompt_column``."""
+    with closing(RecordReader(file, prompt_column)) as reader:
+        yield from reader.read(start or Mark())
+
+
+class RecordReader:
+    """A file that stays open and is read from one mark after the other. For one thread at a time."""
+
+    def __init__(self, file: InputFile, prompt_column: str = "prompt") -> None:
+        self.file = file
+        self.next = 0
+        """The number of the record that comes next as long as nobody says where to begin."""
+        self._prompt_column = prompt_column
+        self._stack = ExitStack()
+        self._cut: Callable[[Mark], _Cuts] | None = None
+        """Of the open file, the records from a mark on."""
+        self._cuts: _Cuts = iter(())
+        self._addressable = True
+        """Whether reading can begin anywhere; else only at the beginning."""
+
+    def read(self, start: Mark, refused: Mapping[int, str] | None = None) -> Iterator[Record]:
+        """The records from ``start`` on; those with ``refused`` numbers are not parsed and get that error."""
+        errors = refused or {}
+        with reading(self.file):
+            self._go_to(start)
+            for parse, end in self._cuts:
+                number, self.next = self.next, self.next + 1
+                record = Record(error=errors[number]) if number in errors else parse()
+                record.end = end
+                yield record
+
+    def close(self) -> None:
+        """Close the file. Reading opens it again."""
+        self._stack.close()
+        self._cut = None
+
+    def _go_to(self, start: Mark) -> None:
+        if self._cut is None or (start.record < self.next and not self._addressable):
+            self.close()
+            self._cut = self._open()
+            self._cuts, self.next = self._cut(Mark()), 0
+        if start.record != self.next and self._addressable:
+            self._cuts, self.next = self._cut(start), start.record
+        for _ in islice(self._cuts, start.record - self.next):
+            self.next += 1
+
+    def _open(self) -> Callable[[Mark], _Cuts]:
+        file = self.file
         if file.format == "parquet":
-            yield from _parquet(file)
-            return
+            return partial(_parquet, self._stack.enter_context(parquet_file(file)))
         if file.size == 0:  # a compressed empty file may also be nothing at all
-            return
-        with _stream(file) as stream:
-            if file.format == "jsonl":
-                yield from _json(stream) if file.extension == ".json" else _jsonl(stream)
-            elif file.format == "csv":
-                yield from _csv(stream, delimiter="\t" if file.extension == ".tsv" else ",")
-            else:
-                yield from _txt(stream, prompt_column)
+            return lambda start: iter(())
+        stream = self._stack.enter_context(opened(file))
+        self._addressable = stream.seekable()
+        cut: Callable[[io.BufferedReader, Mark], _Cuts] = _jsonl
+        if file.format == "csv":
+            cut = partial(_csv, delimiter="\t" if file.extension == ".tsv" else ",")
+        elif file.format == "txt":
+            cut = partial(_txt, column=self._prompt_column)
+        elif file.extension == ".json":
+            cut = _json
+
+        def from_mark(start: Mark) -> _Cuts:
+            if self._addressable:
+                stream.seek(0)  # a header, or the bracket of an array, comes first
+            return cut(stream, start)
+
+        return from_mark
 
 
-def parquet_layout(file: InputFile) -> tuple[int, pa.Schema]:
-    """A Parquet file's row count and schema, from its footer."""
-    with _named(file), _parquet_file(file) as parquet:
-        schema = parquet.schema_arrow
-        _check_unique(schema.names)
-        return parquet.metadata.num_rows, schema
-
-
-def parquet_column_fits(file: InputFile, name: str, target: pa.DataType) -> bool:
-    """Whether all values of a Parquet file's column can be cast to ``target`` unchanged: they are read."""
-    return all(fits(column, target) for column in parquet_column(file, name))
-
-
-def parquet_column(file: InputFile, name: str) -> Iterator[pa.Array]:
-    """A column's values, some at a time."""
-    with _named(file), _parquet_file(file) as parquet:
-        for batch in parquet.iter_batches(batch_size=1024, columns=[name]):
-            yield batch.column(name)
-
-
-@contextmanager
-def _named(file: InputFile) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"cannot read {file.path} as {file.format}: {str(error).strip()}") from error
-    except (BrokenJson, _UnusableFile) as error:
-        raise InputError(f"cannot read {file.path} as {file.format}: {error}") from error
-
-
-class _UnusableFile(Exception):
-    """Says what is wrong; the file's name is added above."""
-
-
-@contextmanager
-def _stream(file: InputFile) -> Iterator[io.BufferedReader]:
-    """The file's content; pyarrow raises OSError for compressed bytes that end too early."""
-    with file.open() as stored:
-        try:
-            codec = pa.Codec.detect(file.file_name.lower()).name
-        except TypeError:  # of an extension that is no codec's
-            yield stored
-            return
-        with pa.input_stream(stored, compression=codec) as content:
-            yield io.BufferedReader(content, buffer_size=1 << 20)
-
-
-def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
+def _lines(stream: io.BufferedReader, start: Mark) -> Iterator[tuple[bytes, int]]:
     """Split at line feeds only: str.splitlines would also split at U+2028, which JSON and text may hold."""
-    for number, line in enumerate(stream):
-        yield line.removeprefix(_BOM) if number == 0 else line
+    end = start.offset
+    if end:
+        stream.seek(end)
+    for line in stream:
+        end += len(line)
+        yield line.removeprefix(_BOM) if end == len(line) else line, end
 
 
 def _decode(data: bytes, what: str = "line") -> tuple[str, str | None]:
@@ -123,42 +147,50 @@ def _decode(data: bytes, what: str = "line") -> tuple[str, str | None]:
         return data.decode(errors="replace"), f"invalid UTF-8 at byte {error.start} of the {what}"
 
 
-def _txt(stream: io.BufferedReader, column: str) -> Iterator[Record]:
-    for line in _lines(stream):
-        text, error = _decode(line.removesuffix(b"\n").removesuffix(b"\r"))
-        yield Record({column: text}, error)
+def _txt(stream: io.BufferedReader, start: Mark, column: str) -> _Cuts:
+    for line, end in _lines(stream, start):
+        yield partial(_txt_record, line, column), end
 
 
-def _json(stream: io.BufferedReader) -> Iterator[Record]:
-    """An array of rows, or a row a line."""
-    start = stream.peek(1).removeprefix(_BOM).lstrip()
-    if start.startswith(b"["):
-        yield from _json_array(stream)
-    elif start.partition(b"\n")[0].strip() == b"{":
-        raise _UnusableFile("it is one object over several lines: write an array of rows, or a row a line")
-    else:
-        yield from _jsonl(stream)
+def _txt_record(line: bytes, column: str) -> Record:
+    text, error = _decode(line.removesuffix(b"\n").removesuffix(b"\r"))
+    return Record({column: text}, error)
 
 
-def _json_array(stream: io.BufferedReader) -> Iterator[Record]:
-    for number, element in enumerate(array_elements(stream)):
-        text, error = _decode(element, "element")
-        try:
-            yield _json_record(text, error)
-        except json.JSONDecodeError as broken:
-            raise _UnusableFile(f"element {number} of its array is broken: {broken}") from broken
-        except ValueError as refused:
-            yield Record(error=error or f"broken JSON: {refused}")
-
-
-def _jsonl(stream: io.BufferedReader) -> Iterator[Record]:
-    for line in _lines(stream):
+def _jsonl(stream: io.BufferedReader, start: Mark) -> _Cuts:
+    for line, end in _lines(stream, start):
         if line.strip():
-            text, error = _decode(line)
-            try:
-                yield _json_record(text, error)
-            except ValueError as broken:
-                yield Record(error=error or f"broken JSON: {broken}")
+            yield partial(_line_record, line), end
+
+
+def _json(stream: io.BufferedReader, start: Mark) -> _Cuts:
+    """An array of rows, or a row a line."""
+    head = stream.peek(1).removeprefix(_BOM).lstrip()
+    if head.startswith(b"["):
+        for number, (element, end) in enumerate(array_elements(stream, start.offset), start.record):
+            yield partial(_element_record, number, element), end
+    elif head.partition(b"\n")[0].strip() == b"{":
+        raise UnusableContent("it is one object over several lines: write an array of rows, or a row a line")
+    else:
+        yield from _jsonl(stream, start)
+
+
+def _line_record(line: bytes) -> Record:
+    text, error = _decode(line)
+    try:
+        return _json_record(text, error)
+    except ValueError as broken:
+        return Record(error=error or f"broken JSON: {broken}")
+
+
+def _element_record(number: int, element: bytes) -> Record:
+    text, error = _decode(element, "element")
+    try:
+        return _json_record(text, error)
+    except json.JSONDecodeError as broken:
+        raise UnusableContent(f"element {number} of its array is broken: {broken}") from broken
+    except ValueError as refused:
+        return Record(error=error or f"broken JSON: {refused}")
 
 
 def _json_record(text: str, error: str | None) -> Record:
@@ -177,38 +209,14 @@ def _json_record(text: str, error: str | None) -> Record:
     return Record(value, error)
 
 
-def _csv(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
-    csv.field_size_limit(_LONGEST_FIELD)  # the default refuses prompts over 128 KiB; process-wide
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text, strict=True, delimiter=delimiter)
-    try:
-        header = next((fields for fields in rows if fields), [])
-    except csv.Error as error:
-        raise _UnusableFile(f"its header is broken: {error}") from error
-    try:
-        "".join(header).encode()
-    except UnicodeEncodeError as error:
-        raise _UnusableFile("its header is not UTF-8") from error
-    _check_unique(header)
-    while True:
-        first = rows.line_num + 1
-        try:
-            fields = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if rows.line_num > first:
-                raise _UnusableFile(
-                    f"the record that begins on line {first} goes on to line {rows.line_num} and is broken "
-                    f"({error}): close its quote, and double the quotes that belong to its text"
-                ) from error
-            yield Record(error=f"broken CSV: {error}")
-            continue
-        if fields:
-            yield _csv_record(header, fields)
+def _csv(stream: io.BufferedReader, start: Mark, delimiter: str) -> _Cuts:
+    for header, fields, end in csv_rows(stream, delimiter, start.offset):
+        yield partial(_csv_record, header, fields), end
 
 
-def _csv_record(header: list[str], fields: list[str]) -> Record:
+def _csv_record(header: list[str], fields: list[str] | csv.Error) -> Record:
+    if isinstance(fields, csv.Error):
+        return Record(error=f"broken CSV: {fields}")
     error = None
     if len(fields) != len(header):
         error = f"broken CSV: the row has {len(fields)} fields, the header {len(header)}"
@@ -220,34 +228,11 @@ def _csv_record(header: list[str], fields: list[str]) -> Record:
     return Record(dict(zip(header, fields, strict=False)), error)
 
 
-def _parquet(file: InputFile) -> Iterator[Record]:
-    with _parquet_file(file) as parquet:
-        _check_unique(parquet.schema_arrow.names)
-        for batch in parquet.iter_batches(batch_size=1024):
-            names = batch.schema.names
-            for values in zip(*batch.columns, strict=True):
-                yield Record(
-                    {
-                        name: value if value.is_valid else None
-                        for name, value in zip(names, values, strict=True)
-                    }
-                )
+def _parquet(parquet: Any, start: Mark) -> _Cuts:
+    names = parquet.schema_arrow.names
+    for values in parquet_rows(parquet, start.record):
+        yield partial(_parquet_record, names, values), 0
 
 
-@contextmanager
-def _parquet_file(file: InputFile) -> Iterator[pq.ParquetFile]:
-    with ExitStack() as stack:
-        source: Any = file.local_path
-        if file.compressed or (file.remote and "::" in file.path):
-            # Parquet is read from its end, what is packed from its start: unpack it to disk first.
-            source = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(stack.enter_context(_stream(file)), source)
-        elif file.remote:
-            source = stack.enter_context(file.open())
-        yield stack.enter_context(pq.ParquetFile(source))
-
-
-def _check_unique(names: list[str]) -> None:
-    name, count = max(Counter(names).items(), key=itemgetter(1), default=("", 0))
-    if count > 1:
-        raise _UnusableFile(f"it has more than one column {name!r}")
+def _parquet_record(names: list[str], values: tuple[Any, ...]) -> Record:
+    return Record({n: v if v.is_valid else None for n, v in zip(names, values, strict=True)})

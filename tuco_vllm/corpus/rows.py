@@ -1,19 +1,15 @@
 """Records -> source rows: an id, a prompt or the reason why there is none, and the other columns."""
 
 import json
-from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from tuco_vllm.corpus.columns import Columns, ExtraColumn
-from tuco_vllm.corpus.inputs import InputFile
+from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.corpus.json_text import parse_json
-from tuco_vllm.corpus.readers import Record, read_records
-from tuco_vllm.errors import InputError
+from tuco_vllm.corpus.readers import Record
 from tuco_vllm.prompt_checks import ends_with_assistant, kind_of
 from tuco_vllm.records import PromptInput, ResponseInput
 
@@ -36,31 +32,10 @@ class SourceRow:
         return _size(self.prompt) + _size(self.response) + sum(map(_size, self.extra.values()))
 
 
-def source_rows(
-    files: Sequence[InputFile],
-    columns: Columns,
-    extras: Sequence[ExtraColumn],
-    *,
-    skip: int = 0,
-    limit: int | None = None,
-) -> Iterator[SourceRow]:
-    """The corpus's rows ``skip`` to ``limit``, in reading order, always the same for the same files."""
-    passed = {extra.source for extra in extras}
-    for file, number, record in islice(_numbered(files, columns), skip, limit):
-        yield _source_row(record, f"{file.name}:{number}", columns, passed)
-
-
-def _numbered(files: Sequence[InputFile], columns: Columns) -> Iterator[tuple[InputFile, int, Record]]:
-    for file in files:
-        for number, record in enumerate(read_records(file, prompt_column=columns.prompt)):
-            yield file, number, record
-        if (reason := file.changed()) is not None:
-            raise InputError(reason)
-
-
-def _source_row(
-    record: Record, default_id: str, columns: Columns, passed: AbstractSet[str | None]
+def source_row(
+    record: Record, default_id: str, columns: Columns, passed: AbstractSet[str | None] = frozenset()
 ) -> SourceRow:
+    """The row of a record. ``passed``: the sources of the columns that are passed through."""
     extra: dict[str | None, Any] = {name: each for name, each in record.columns.items() if name in passed}
     if None in passed:
         others = record.columns.keys() - passed - columns.asked_for

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tuco_vllm.api import TucoLLM
 from tuco_vllm.config import ModelPair
 from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.corpus.inputs import find_inputs
-from tuco_vllm.corpus.rows import source_rows
+from tuco_vllm.corpus.readers import read_records
+from tuco_vllm.corpus.rows import source_row
 from tuco_vllm.demo import PROMPTS
 from tuco_vllm.doctor.pair_checks import shared_tensors, steer_both_ways, stream_error, template_facts
 from tuco_vllm.doctor.precision import Precision, compare
@@ -75,9 +77,9 @@ def sample_of(path: Path, tokenizer: PreTrainedTokenizerBase, pair: ModelPair) -
         max_model_len=SAMPLE_TOKENS - 1,  # a completion has a token at least
     )
     good, reason = [], "it has no rows"
-    for row in source_rows(
-        find_inputs([str(path)], out=path.parent / "_tuco"), Columns(score="prompt"), (), limit=1000
-    ):
+    files = find_inputs([str(path)], out=path.parent / "_tuco")
+    for record in islice(chain.from_iterable(map(read_records, files)), 1000):
+        row = source_row(record, "", Columns(score="prompt"))
         try:
             if row.error is not None or row.prompt is None:
                 raise PromptError(row.error or "a row has no prompt")
