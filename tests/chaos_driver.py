@@ -1,91 +1,93 @@
-"""Runs one scoring job and kills processes of it at steps of its commit protocol, for the chaos tests.
+"""Runs one scoring job whose processes die at named steps, for the chaos tests.
 
     python tests/chaos_driver.py PLAN.json
 
 PLAN: inputs, out, pt, ft, dtype, rows_per_file; engines, or 0 for a fake one in this process, without Ray;
-kills, a list of (step, victim); fake, a folder for fake engines' marks, or null for vLLM's. A step is a call
-of the driver that makes something durable (fsync or rename), counted from 1; the victim dies just before it,
-and with "disk" the call fails. The number of steps goes to OUT.steps in the end.
+faults, a list of ``faulty_store.Fault``'s arguments, of whichever process comes by; engine_dies_after, a
+number of parts after which vLLM's engine process is killed; step_seconds, what the fake one here takes for a
+step; beat_seconds, of heartbeats; marks, a folder; fake, whether engines are fakes.
 """
 
-import errno
 import json
 import os
-import signal
 import sys
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import psutil
 from deadly_scorer import DeadlyScorer
-from fake_scorer import LocalPipeline, make_encoder
+from fake_scorer import FakeScorer, LocalWorkers, make_encoder
+from faulty_store import Fault, FaultyStore
 
 from tuco_vllm.config import resolve_pair
-from tuco_vllm.corpus import publish, run_record
+from tuco_vllm.corpus import epoch, run
+from tuco_vllm.corpus.actor import encoder_maker, engine_starter
 from tuco_vllm.corpus.cluster import Cluster
-from tuco_vllm.corpus.pipeline import Pipeline, pipeline_of
-from tuco_vllm.corpus.run import ScoreJob, score_corpus
-
-VICTIMS = {
-    "engine": "EngineCore",
-    "actor": "Map(EngineActor)",
-    "tokeniser": "Map(Tokeniser)",
-    "board": "Board",
-}
-"""What stands in the titles of these processes; the driver is this one."""
+from tuco_vllm.corpus.driver import Workers
+from tuco_vllm.corpus.job import ScoreJob
 
 
-class Steps:
-    """Counts the calls that make something durable, and kills when one is due."""
+class SlowScorer(FakeScorer):
+    """Takes its time for a step."""
 
-    def __init__(self, kills):
-        self.done = 0
-        self._kills = dict(kills)
-        for name in ("fsync", "replace"):
-            setattr(publish.os, name, partial(self._call, getattr(os, name)))
+    seconds = 0.0
 
-    def _call(self, real, *arguments):
-        self.done += 1
-        victim = self._kills.pop(self.done, None)
-        if victim is not None:
-            kill(victim)
-        return real(*arguments)
+    def step(self):
+        time.sleep(self.seconds)
+        return super().step()
 
 
-def kill(victim):
-    if victim == "disk":
-        raise OSError(errno.ENOSPC, "the disk is full")
-    if victim == "driver":
-        os.kill(os.getpid(), signal.SIGKILL)
+class Killing(Workers):
+    """Workers, of which one engine process is killed when so many units are done."""
+
+    after = 0
+
+    def scored(self, work, units):
+        done = 0
+        for report in super().scored(work, units):
+            yield report
+            done += report is not None
+            if report is not None and done == self.after:
+                kill("EngineCore")
+
+
+def kill(title):
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it has just died
-            if VICTIMS[victim] in " ".join(process.cmdline()):
+            if title in " ".join(process.cmdline()):
                 process.kill()
-                print(f"killed {victim} {process.pid}", file=sys.stderr)
+                print(f"killed {title} {process.pid}", file=sys.stderr)
                 return
-    print(f"no {victim} to kill", file=sys.stderr)
+    print(f"no {title} to kill", file=sys.stderr)
 
 
 def main(plan_file):
     plan = json.loads(Path(plan_file).read_text())
-    run_record._SAVE_SECONDS = float("inf")  # else there are more steps on a slow machine
-    steps = Steps(plan["kills"])
+    marks = Path(plan["marks"])
+    faults = tuple(Fault(*each) for each in plan["faults"])
+    real = run.store_at
+    run.store_at = lambda out: FaultyStore(real(out), marks, faults)
     pair = resolve_pair(plan["pt"], plan["ft"])
-    out = Path(plan["out"])
-    job = ScoreJob(tuple(plan["inputs"]), out, rows_per_file=plan["rows_per_file"], dtype=plan["dtype"])
+    job = ScoreJob(
+        tuple(plan["inputs"]), plan["out"], rows_per_file=plan["rows_per_file"], dtype=plan["dtype"]
+    )
     cluster = Cluster(plan["engines"])
+    Killing.after, SlowScorer.seconds = plan["engine_dies_after"], plan["step_seconds"]
+    epoch.BEAT_SECONDS = plan["beat_seconds"]
 
-    def open_pipeline(tokens):
+    def open_workers(tokens):
         if not plan["engines"]:
-            return LocalPipeline(job, pair.ft.directory)
-        if plan["fake"] is None:
-            return pipeline_of(job, pair, cluster, {"dtype": plan["dtype"], "enforce_eager": True})
-        start = partial(DeadlyScorer, folder=plan["fake"])
-        return Pipeline(cluster, start, partial(make_encoder, pair.ft.directory))
+            return LocalWorkers(job, pair.ft.directory, SlowScorer())
+        if not plan["fake"]:
+            start = engine_starter(pair, cluster, {"dtype": plan["dtype"], "enforce_eager": True})
+            return Killing(cluster, start, encoder_maker(job, pair))
+        start = partial(DeadlyScorer, folder=marks)
+        return Workers(cluster, start, partial(make_encoder, pair.ft.directory))
 
-    score_corpus(job, pair, open_pipeline)
-    out.with_suffix(".steps").write_text(str(steps.done))
+    run.score_corpus(job, pair, open_workers, engines=max(1, plan["engines"]))
+    print(f"{os.getpid()} has finished", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ import numpy as np
 from fake_checkpoint import write_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from tuco_vllm.corpus.board import EngineFacts
-from tuco_vllm.corpus.chunks import ScoredChunk
 from tuco_vllm.corpus.feeder import Feeder
-from tuco_vllm.corpus.stages import scored, tokenised
+from tuco_vllm.corpus.worker import EngineFacts, Report, Worker
 from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.records import TucoScore
-from tuco_vllm.score_requests import RowScores, ScoredTokens
+from tuco_vllm.score_requests import Adapted, EngineInput, RowScores, ScoredTokens
 from tuco_vllm.steering import FT_STREAM
 
 if TYPE_CHECKING:
@@ -81,6 +79,13 @@ def fake_rows(asked: ScoredTokens) -> RowScores:
     )
 
 
+def fake_answer(asked: EngineInput | Adapted) -> RowScores | np.ndarray:
+    """Under another adapter than the engine's own, that of other tokens."""
+    if isinstance(asked, Adapted):
+        return np.array(fake_norms([*asked.asked, hash(asked.adapter.name)]))
+    return fake_rows(asked) if isinstance(asked, ScoredTokens) else np.array(fake_norms(asked))
+
+
 def fake_tuco(token_ids: list[int]) -> float:
     return fake_score(token_ids).tuco
 
@@ -112,7 +117,8 @@ class FakeScorer:
         self.max_num_seqs = window
 
     def submit(self, asked):
-        token_ids = asked.token_ids if isinstance(asked, ScoredTokens) else asked
+        plain = asked.asked if isinstance(asked, Adapted) else asked
+        token_ids = plain.token_ids if isinstance(plain, ScoredTokens) else plain
         assert 0 < len(token_ids) <= self.max_model_len
         self._names += 1
         self._queue.append((str(self._names), asked))
@@ -123,28 +129,26 @@ class FakeScorer:
             raise EngineError("the engine died")
         now = [self._queue.popleft() for _ in range(min(self._window, len(self._queue)))]
         self.scored += len(now)
-        return [
-            (name, fake_rows(asked) if isinstance(asked, ScoredTokens) else np.array(fake_norms(asked)))
-            for name, asked in now
-        ]
+        return [(name, fake_answer(asked)) for name, asked in now]
 
     def close(self):
         pass
 
 
-class LocalPipeline:
-    """The stages of a job in this process, around one FakeScorer that is not replaced when it dies."""
+class LocalWorkers:
+    """One worker in this process, around one ``engine`` that is not replaced when it dies."""
 
     opened = 0
     """How many there have been."""
     shared = None
     """The encoder's."""
 
-    def __init__(self, job, ft, **scorer):
+    def __init__(self, job, ft, engine=None, **scorer):
         self._job, self._ft = job, ft
         self.closed = False
-        self._scorer = FakeScorer(**scorer)
+        self._scorer = engine or FakeScorer(**scorer)
         self._starts = iter([self._scorer])
+        self._worker = None
 
     def __enter__(self):
         type(self).opened += 1
@@ -166,30 +170,21 @@ class LocalPipeline:
     def rows_scored(self):
         return self._scorer.scored
 
-    def scored(self, source):
+    def scored(self, work, units):
         encoder = self._job.encoder(self.tokenizer, None)
-        encoder.max_model_len = self._scorer.max_model_len
-        encoder.shared, more = self.shared, self._job.more
-        first = source.skip
-        columns = {"layers": self._job.layers, "prompt": self._job.prompt, "more": more}
-        for chunk in source.chunks():
-            table = scored(tokenised(chunk, encoder, rewarded=more.relative_reward), self._feeder, **columns)
-            yield ScoredChunk(first, table, 0, "here:1", 1, self._feeder.busy_seconds, 0.001)
-            first += chunk.num_rows
+        encoder.shared = self.shared
+        self._worker = Worker(self._feeder, encoder, self.facts(), work)
+        for unit in units:
+            yield Report(self._worker.score(unit), 0, "here:1", 1, self._feeder.busy_seconds, 0.001)
 
     def facts(self):
-        engine = self._scorer
-        return EngineFacts(
-            engine.dtype,
-            engine.row_dtype,
-            engine.max_model_len,
-            engine.num_layers,
-            engine.vllm_version,
-            "0",
-        )
+        return EngineFacts.of(self._scorer)
 
-    def engine_starts(self):
+    def starts(self):
         return {}
 
-    def engine_states(self):
+    def states(self):
         return {0: "ready"}
+
+    def in_hand(self):
+        return []

@@ -6,13 +6,12 @@ Everything else is the command's own: how it takes signals, its imports, Ray.
 import subprocess
 import sys
 import time
-from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 
 from tuco_vllm.__main__ import main
 
-PIPELINE = "tuco_vllm.corpus.pipeline"
+DRIVER = "tuco_vllm.corpus.driver"
 ENGINE = "an engine's process"
 
 
@@ -33,13 +32,11 @@ def start_engine(place, engines):
     return SlowScorer(window=64)
 
 
-def pipeline_of(job, pair, cluster, engine_args):
-    from fake_scorer import make_encoder
-
-    del sys.modules[PIPELINE]
-    return import_module(PIPELINE).Pipeline(cluster, start_engine, partial(make_encoder, pair.ft.directory))
+def workers(cluster, _, make_encoder):
+    del sys.modules[DRIVER]
+    return import_module(DRIVER).Workers(cluster, start_engine, make_encoder)
 
 
 if __name__ == "__main__":
-    sys.modules[PIPELINE] = SimpleNamespace(pipeline_of=pipeline_of)  # Ray is imported when it is its turn
+    sys.modules[DRIVER] = SimpleNamespace(Workers=workers)  # Ray is imported when it is its turn
     sys.exit(main())

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,8 +18,8 @@ from tuco_vllm.errors import InputError, TucoError
 from tuco_vllm.steering import MAX_ALPHA, MIN_ALPHA, Limits
 
 if TYPE_CHECKING:
-    from tuco_vllm.corpus.pipeline import Pipeline
-    from tuco_vllm.corpus.run import ScoreJob
+    from tuco_vllm.corpus.driver import Workers
+    from tuco_vllm.corpus.job import ScoreJob
 
 _INTERRUPTED = 130
 _READER_GONE = 141
@@ -77,20 +78,24 @@ def _say_error(message: str, debug: bool) -> None:
 
 def _score(arguments: argparse.Namespace) -> int:
     from tuco_vllm.analysis.tables import print_summary
-    from tuco_vllm.config import expect_row_dtype, resolve_pair
+    from tuco_vllm.config import expect_row_dtype, other_adapters, resolve_pair
     from tuco_vllm.corpus.run import score_corpus
     from tuco_vllm.score_requests import expect_streams
+    from tuco_vllm.store import store_at
 
-    job = _score_job(arguments)
-    pair = resolve_pair(arguments.pt, arguments.ft, trust_remote_code=arguments.trust_remote_code)
+    first, *others = arguments.ft
+    pair = resolve_pair(arguments.pt, first, trust_remote_code=arguments.trust_remote_code)
     expect_row_dtype(pair, arguments.row_dtype)
-    expect_streams(pair.ft.adapter, job.more)
+    job = replace(_score_job(arguments), other_fts=other_adapters(others, pair))
+    for ft in (pair.ft, *job.other_fts):
+        expect_streams(ft.adapter, job.more)
     if pair.note:
         print(f"tuco: {pair.note}", file=sys.stderr)
 
-    def open_pipeline(tokens: int) -> "Pipeline":
+    def open_workers(tokens: int) -> "Workers":
+        from tuco_vllm.corpus.actor import encoder_maker, engine_starter
         from tuco_vllm.corpus.cluster import Cluster
-        from tuco_vllm.corpus.pipeline import pipeline_of
+        from tuco_vllm.corpus.driver import Workers
 
         engines = "the engine" if arguments.engines == 1 else f"{arguments.engines} engines"
         print(f"tuco: starting {engines}", file=sys.stderr, flush=True)
@@ -102,17 +107,18 @@ def _score(arguments: argparse.Namespace) -> int:
             arguments.pipeline_parallel_size or 1,
         )
         share = {"expected_tokens": tokens // arguments.engines}
-        return pipeline_of(job, pair, cluster, _engine_arguments(arguments) | share)
+        start_engine = engine_starter(pair, cluster, _engine_arguments(arguments) | share, job.other_fts)
+        return Workers(cluster, start_engine, encoder_maker(job, pair))
 
     interruption.advise(f"the same command (without --overwrite) goes on from what {job.out} holds")
-    score_corpus(job, pair, open_pipeline)
-    summary = print_summary(job.out)
+    score_corpus(job, pair, open_workers, engines=arguments.engines)
+    summary = print_summary(store_at(job.out))
     return 1 if arguments.strict and summary.errors else 0
 
 
 def _score_job(arguments: argparse.Namespace) -> "ScoreJob":
     from tuco_vllm.corpus.columns import Columns
-    from tuco_vllm.corpus.run import ScoreJob
+    from tuco_vllm.corpus.job import ScoreJob
     from tuco_vllm.score_requests import MoreScores
 
     messages, response = (
@@ -137,6 +143,7 @@ def _score_job(arguments: argparse.Namespace) -> "ScoreJob":
         more=MoreScores(arguments.trace, arguments.output_co, arguments.relative_reward),
         rows_per_file=arguments.rows_per_file,
         overwrite=arguments.overwrite,
+        extend=arguments.extend,
         trust_remote_code=arguments.trust_remote_code,
         command=("tuco", *arguments.argv),
     )
@@ -165,12 +172,15 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     from tuco_vllm.analysis.tables import print_status
-    from tuco_vllm.corpus.job import JobDirectory
+    from tuco_vllm.corpus.directory import JobDirectory
+    from tuco_vllm.records import STATE
+    from tuco_vllm.store import store_at
 
-    directory = JobDirectory(arguments.directory)
-    if not directory.run_file.parent.is_dir():
-        raise InputError(f"{arguments.directory} holds no tuco run: name the --out of a tuco score")
-    print_status(arguments.directory, directory.running())
+    store = store_at(arguments.directory)
+    store.look()
+    if not store.list(STATE):
+        raise InputError(f"{store.where} holds no tuco run: name the --out of a tuco score")
+    print_status(store, JobDirectory(store).running())
     return 0
 
 
@@ -206,9 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_serve_options(command("serve", _serve, "Serve vLLM's OpenAI API with alpha and TuCo in it."))
     status = command("status", _status, "How far a running or finished tuco score is.")
-    status.add_argument("directory", type=_directory, metavar="DIR", help="its --out")
+    status.add_argument("directory", metavar="DIR|URL", help="its --out")
     demo = command("demo", _demo, "Score bundled prompts with the bundled pair: table, Parquet and plot.")
-    demo.add_argument("--out", type=_directory, default=Path("tuco-demo"), help="default: %(default)s")
+    demo.add_argument("--out", type=Path, default=Path("tuco-demo"), help="default: %(default)s")
     doctor = command("doctor", _doctor, "What would work here: versions, backend and, if named, a pair.")
     doctor.add_argument("--pt", help="pre-trained model")
     doctor.add_argument("--ft", help="fine-tuned model, or a LoRA adapter, which names its --pt itself")
@@ -223,8 +233,10 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     inputs = "files, globs, directories, URLs or pipes; also .gz, .zst and .bz2"
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
     add("--pt", metavar="P", help="pre-trained model: directory or hub id org/name[@revision]")
-    add("--ft", required=True, metavar="F", help="the model fine-tuned from it, or a LoRA adapter of it")
-    add("--out", required=True, type=_directory, metavar="DIR", help="local directory for the Parquet parts")
+    ft = "the model fine-tuned from it, or a LoRA adapter; several adapters: each row under each, column ft"
+    add("--ft", required=True, action="append", metavar="F", help=ft)
+    place = "where the Parquet parts go: a directory, or s3://, gs:// or az:// and a path"
+    add("--out", required=True, metavar="DIR|URL", help=place)
     formats = ("auto", "jsonl", "csv", "parquet", "txt")
     add("--format", choices=formats, default="auto", help="default: by extension")
     add("--prompt-column", default="prompt", metavar="NAME", help="default: %(default)s")
@@ -255,6 +267,7 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add("--ray-address", metavar="ADDRESS", help="a Ray cluster; default: this machine, nothing to start")
     add("--rows-per-file", type=_positive, default=10_000, metavar="ROWS", help="default: %(default)s")
     add("--overwrite", action="store_true", help="start anew: remove an earlier run's files in --out")
+    add("--extend", action="store_true", help="add files that are new to the job in --out to it")
     add("--strict", action="store_true", help="exit with 1 if any row has an error")
     add("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
     add("--gpu-memory-utilization", type=float, metavar="SHARE")
@@ -272,14 +285,6 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--min-alpha", type=float, default=MIN_ALPHA, metavar="A", help=least)
     add("--max-alpha", type=float, default=MAX_ALPHA, metavar="A", help=most)
     parser.epilog = "All other flags are `vllm serve`'s: --port, --api-key, --max-model-len, --dtype, ..."
-
-
-def _directory(text: str) -> Path:
-    scheme, is_url, path = text.partition("://")
-    if is_url and "/" not in scheme:
-        mend = f": {path}" if scheme == "file" else ""
-        raise argparse.ArgumentTypeError(f"{text} is a URL, and only a local directory works{mend}")
-    return Path(text).absolute() if ":" in text else Path(text)  # a relative s3: is a URL to pyarrow
 
 
 def _positive(text: str) -> int:

@@ -6,6 +6,7 @@ Reads JSON and the headers of safetensors files only: neither torch nor vllm. Wh
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -156,6 +157,24 @@ def resolve_adapter(name: str | Path, base: Checkpoint) -> tuple[Adapter, str]:
     shapes = [shapes_of(file) for file in weight_files(base.directory)]
     expect_fit(adapter, base.name, {tensor: shape for file in shapes for tensor, shape in file.items()})
     return adapter, _doubt_of_base(adapter, base)
+
+
+def other_adapters(names: Sequence[str], pair: ModelPair) -> tuple[Checkpoint, ...]:
+    """More fine-tunes for an engine of ``pair``: adapters of its base. InputError for what it cannot take."""
+    if names and pair.ft.adapter is None:
+        raise InputError(
+            f"several FT share an engine where all are LoRA adapters; {pair.ft.name} is a whole model"
+        )
+    fts = [pair.ft]
+    for name in names:
+        adapter, _ = resolve_adapter(name, pair.pt)
+        expect_tokenizer(adapter, pair.ft)
+        ft = replace(pair.ft, name=name, adapter=adapter)
+        for known in fts:
+            if ft.fingerprint == known.fingerprint or name == known.name:
+                raise InputError(f"FT {name} is {known.name}, which is given already: name it once")
+        fts.append(ft)
+    return tuple(fts[1:])
 
 
 def expect_adaptable(base: Checkpoint) -> None:

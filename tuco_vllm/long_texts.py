@@ -10,6 +10,7 @@ single word, or Chinese without a space) is tokenised whole, as is every text wh
 from __future__ import annotations  # transformers' types below are for the checker only
 
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _SEAM = re.compile(r"[!-~](?= )")
 _TOKEN_ACROSS_A_SEAM = re.compile(r"[!-~][ ▁Ġ]")  # the space, as SentencePiece and byte-level BPE write it
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHARACTERS_A_TOKEN = 8
 """Twice what is common: at first so much text is tried for so many tokens."""
 
@@ -52,6 +54,20 @@ class LongTexts:
     def tried(limit: int) -> int:
         """How many characters are tokenised at first: of shorter texts all tokens are given."""
         return _CHARACTERS_A_TOKEN * limit
+
+    def tokens_of(self, texts: Iterable[str], limit: int | None) -> dict[str, list[int]]:
+        """All tokens, special ones included, of the texts that have up to ``limit`` characters, by text.
+
+        A fast tokenizer takes them in one call. Left out is what no tokenizer takes, for one such text would
+        fail them all. Nothing comes back of a tokenizer that does something of its own to a text.
+        """
+        short = [text for text in dict.fromkeys(texts) if limit is None or len(text) <= limit]
+        short = [text for text in short if text.isascii() or not _SURROGATE.search(text)]
+        if not short or not self._tokenizer.is_fast:
+            return {}
+        first = self._tokenizer.encode(short[0])  # after which it neither cuts nor pads
+        made = [each.ids for each in self._tokenizer.backend_tokenizer.encode_batch_fast(short)]
+        return dict(zip(short, made, strict=True)) if made[0] == first else {}
 
     def head(self, text: str, limit: int, *, special: bool) -> list[int]:
         """All tokens of ``text``, or more than ``limit`` of the first; ``special``: special ones included."""

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from tuco_vllm import metrics
 from tuco_vllm.score_requests import NO_MORE, EngineInput, MoreScores, ScoredTokens
@@ -112,9 +114,9 @@ class TucoScore:
         RowScores to ScoredTokens; with the ``response`` in them, if there is one."""
         [scored, *others], tokens = answers, inputs[0]
         if not isinstance(tokens, ScoredTokens):
-            return cls.from_norms(scored.tolist(), len(tokens))
+            return cls.from_norms(scored, len(tokens))
         asked = tokens.asked
-        score = cls.from_norms(scored.norms.tolist(), asked.last + 1)
+        score = cls.from_norms(scored.norms, asked.last + 1)
         tucos, place = scored.tucos.tolist(), asked.last - asked.first
         tucos[place] = score.tuco  # the same number, not rounded to float32
         score = replace(
@@ -134,29 +136,44 @@ class TucoScore:
         return score
 
     @classmethod
-    def from_norms(cls, norms_L7: Sequence[Sequence[float]], num_prompt_tokens: int) -> "TucoScore":
+    def from_norms(cls, norms_L7: ArrayLike, num_prompt_tokens: int) -> "TucoScore":
         """From one prompt's norms ``[L, 7]`` in the order of ``decomposition.NORM_COLUMNS``."""
-        columns = (list(column) for column in zip(*norms_L7, strict=True))
-        ptc, ftc, cum_ptc, cum_ftc, cum_ptc_l2, cum_ftc_l2, cosine = columns
-        cosines = [None if math.isnan(value) else value for value in cosine]
+        numbers = {name: values.tolist() for name, values in numbers_of(norms_L7).items()}
+        for name in ("cosine", "cancellation"):
+            numbers[name] = _none_if_nan(numbers[name])
+        numbers["cosines"] = [_none_if_nan(value) for value in numbers["cosines"]]
+        return cls(**numbers, num_prompt_tokens=num_prompt_tokens)
+
+
+def numbers_of(norms: ArrayLike) -> dict[str, metrics.Floats]:
+    """``SCALARS`` ``[...]`` and ``LAYERS`` ``[..., L]``, by name, from norms ``[..., L, 7]`` of prompts.
+
+    NaN where there is nothing to divide by, and of norms that are not finite.
+    """
+    wide = np.asarray(norms, np.float64)
+    ptc, ftc, cum_ptc, cum_ftc, cum_ptc_l2, cum_ftc_l2, cosines = (wide[..., n] for n in range(7))
+    with np.errstate(invalid="ignore"):
         tuco = metrics.tuco(cum_ptc, cum_ftc)
-        return cls(
-            tuco=tuco,
-            preco=1.0 - tuco,
-            ptc_norm=cum_ptc[-1],
-            ftc_norm=cum_ftc[-1],
-            beta_max=metrics.beta_max(cum_ptc, cum_ftc),
-            tuco_l2=metrics.tuco_l2(cum_ptc_l2, cum_ftc_l2),
-            path_tuco=metrics.path_tuco(ptc, ftc),
-            cosine=cosines[-1],
-            cancellation=metrics.cancellation(ftc, cum_ftc),
-            ptc_norms=ptc,
-            ftc_norms=ftc,
-            cum_ptc_norms=cum_ptc,
-            cum_ftc_norms=cum_ftc,
-            cosines=cosines,
-            num_prompt_tokens=num_prompt_tokens,
-        )
+        return {
+            "tuco": tuco,
+            "preco": 1.0 - tuco,
+            "ptc_norm": cum_ptc[..., -1],
+            "ftc_norm": cum_ftc[..., -1],
+            "beta_max": metrics.beta_max(cum_ptc, cum_ftc),
+            "tuco_l2": metrics.tuco_l2(cum_ptc_l2, cum_ftc_l2),
+            "path_tuco": metrics.path_tuco(ptc, ftc),
+            "cosine": cosines[..., -1],
+            "cancellation": metrics.cancellation(ftc, cum_ftc),
+            "ptc_norms": ptc,
+            "ftc_norms": ftc,
+            "cum_ptc_norms": cum_ptc,
+            "cum_ftc_norms": cum_ftc,
+            "cosines": cosines,
+        }
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _sum(values: list[float] | None) -> float | None:
@@ -174,11 +191,17 @@ _FLOATS = pa.list_(pa.float32())
 
 
 def output_schema(
-    *, layers: bool = True, prompt: bool = True, responses: bool = False, more: MoreScores = NO_MORE
+    *,
+    layers: bool = True,
+    prompt: bool = True,
+    responses: bool = False,
+    more: MoreScores = NO_MORE,
+    several: bool = False,
 ) -> pa.Schema:
     """The fixed columns of an output file, in order; the input's other columns follow them.
 
-    Without ``prompt`` the texts of prompts and responses are left out.
+    Without ``prompt`` the texts of prompts and responses are left out. ``several``: fine-tunes, so each row
+    says which.
     """
     columns = [pa.field("id", pa.string(), nullable=False)]
     if prompt:
@@ -199,12 +222,25 @@ def output_schema(
     if more.relative_reward:
         columns += [pa.field(name, pa.float64()) for name in ("logp_ft", "logp_pt", "relative_reward")]
         columns += [pa.field(name, _FLOATS) for name in ("response_logps_ft", "response_logps_pt")]
+    if several:
+        columns.append(pa.field("ft", pa.string()))
     columns.append(pa.field("error", pa.string()))
     return pa.schema(columns)
 
 
-PART = "part-{:05d}.parquet"
+PART_GLOB = "part-*.parquet"
+"""A run's parts, those of earlier versions too."""
+
+
+def part_name(unit: int, job: str) -> str:
+    """The name of the part that a job's unit becomes: by name, parts are in input order."""
+    return f"part-{unit:08}-{job}.parquet"
+
+
 SUCCESS = "_SUCCESS"
 STATE = "_tuco"
-"""A run's own files (job.json, run.json, lock) lie in this folder of the output directory: Parquet readers
+"""A run's own files (job.json, run.json, log) lie in this folder of the output directory: Parquet readers
 skip names that begin with an underscore, so the directory as a whole stays readable as one table."""
+
+RUN_FILE = f"{STATE}/run.json"
+"""Settings, counts and timings of a run, for people."""

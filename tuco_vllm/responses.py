@@ -38,12 +38,16 @@ def encode_with_response(
     response: ResponseInput | None,
     *,
     rewarded: bool = False,
+    ids: list[int] | None = None,
 ) -> tuple[EncodedPrompt, EncodedResponse | None]:
     """A prompt and its ``response``, or the assistant turn that ends it; without either, the prompt alone.
 
     A response is never cut; a prompt is, from the left, where the encoder's ``on_long`` says so. Of
-    a text to be ``rewarded`` both models must know the tokens. Raises PromptError, which says what is wrong.
+    a text to be ``rewarded`` both models must know the tokens. ``ids`` are all that a prompt alone has, where
+    ``encoder.tokens_of`` told them. Raises PromptError, which says what is wrong.
     """
+    if ids is not None and response is None:
+        return encoder.encode(prompt, ids=ids), None
     encoded, followed = _encode(encoder, prompt, response)
     if rewarded and followed is not None and encoder.shared is not None:
         encoder.shared.expect(encoded.token_ids, followed.token_ids)

@@ -1,11 +1,12 @@
 import json
 
 import pytest
-from fake_scorer import LocalPipeline, write_pair
+from fake_scorer import LocalWorkers, write_pair
 
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.corpus import chunks
-from tuco_vllm.corpus.run import ScoreJob, score_corpus
+from tuco_vllm.corpus.job import ScoreJob
+from tuco_vllm.corpus.run import score_corpus
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def score(models, tmp_path, monkeypatch):
-    """Score a corpus into ``out`` of the test's folder, in chunks of 4 rows; returns the pipeline, if any.
+    """Score a corpus into ``out`` of the test's folder, in chunks of 4 rows; returns the workers, if any.
 
     Options are ScoreJob's and, in ``engine``, FakeScorer's.
     """
@@ -25,15 +26,15 @@ def score(models, tmp_path, monkeypatch):
     def call(*inputs, out="out", engine=None, **options):
         made = []
 
-        job = ScoreJob(tuple(map(str, inputs)), tmp_path / out, **options)
+        job = ScoreJob(tuple(map(str, inputs)), str(tmp_path / out), **options)
 
-        def open_pipeline(tokens):
-            made.append(LocalPipeline(job, pair.ft.directory, **(engine or {})))
+        def open_workers(tokens):
+            made.append(LocalWorkers(job, pair.ft.directory, **(engine or {})))
             made[-1].tokens = tokens
             return made[-1]
 
         try:
-            score_corpus(job, pair, open_pipeline)
+            score_corpus(job, pair, open_workers)
         finally:
             assert all(each.closed for each in made)
         return made[0] if made else None

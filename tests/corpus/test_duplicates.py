@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tuco_vllm.corpus.duplicates import Duplicates, find_duplicates, hash_ids
+from tuco_vllm.corpus.duplicates import Duplicates, find_duplicates
 
 
 @pytest.fixture
@@ -29,40 +29,14 @@ def expected(ids):
     return Duplicates(len(repeated), sum(repeated.values()), tuple(top[:5]))
 
 
-def few_hashes(ids):
-    return hash_ids(ids) % np.uint64(7)
-
-
-def one_hash(ids):
-    return np.full(len(ids), 2**64 - 1, np.uint64)
-
-
-def last_hashes(ids):
-    return hash_ids(ids) | np.uint64(2**64 - 64)
-
-
-HASHES = [hash_ids, few_hashes, one_hash, last_hashes]
-
-
-@pytest.mark.parametrize("hash_of", HASHES)
-@pytest.mark.parametrize(("hashes_held", "bytes_held"), [(2, 1), (16, 200), (64, 2000), (1 << 20, 1 << 20)])
 @pytest.mark.parametrize("distinct", [1, 30, 700])
-def test_as_a_counter_counts(parts_of, hash_of, hashes_held, bytes_held, distinct):
-    if hashes_held == 2:
-        distinct = min(distinct, 50)  # a reading for each is enough of them
+def test_as_a_counter_counts(parts_of, distinct):
     random = np.random.default_rng(distinct)
     ids = [f"é{n}" * (1 + n % 5) for n in random.integers(0, distinct, 500)]
-    bounds = {"hashes_held": hashes_held, "bytes_held": bytes_held}
-    assert find_duplicates(parts_of(ids), hash_of=hash_of, **bounds) == expected(ids)
+    assert find_duplicates(parts_of(ids)) == expected(ids)
 
 
-@pytest.mark.parametrize("hash_of", HASHES)
-def test_distinct_ids_are_no_duplicates_whatever_their_hashes(parts_of, hash_of):
-    ids = [str(n) for n in range(300)]
-    assert find_duplicates(parts_of(ids), hash_of=hash_of, hashes_held=16, bytes_held=500) == Duplicates()
-
-
-@pytest.mark.parametrize("ids", [[], [None, None], ["a"], [""]])
+@pytest.mark.parametrize("ids", [[], [None, None], ["a"], [""], [str(n) for n in range(300)]])
 def test_nothing_to_report(parts_of, ids):
     assert find_duplicates(parts_of(ids)) == Duplicates()
 
@@ -73,27 +47,27 @@ def test_no_parts():
 
 def test_rows_in_different_parts_and_odd_ids(parts_of):
     ids = ["a", "", "a\0", "a", "\0", "", "long" * 10_000, "b", "a\0", None, "long" * 10_000, "a"]
+    ids += ["\U0001f98a", "\uffff", "\U0001f98a", "\uffff"]  # in the order of bytes, not of UTF-16
     known = [each for each in ids if each is not None]
-    assert find_duplicates(parts_of(ids, rows=1), bytes_held=100) == expected(known)
+    assert find_duplicates(parts_of(ids, rows=1)) == expected(known)
 
 
-def test_what_is_held_is_bounded(parts_of, monkeypatch):
-    from tuco_vllm.corpus import duplicates
-
-    held = []
-    original = duplicates._IdWindow._hold
-    monkeypatch.setattr(
-        duplicates._IdWindow,
-        "_hold",
-        lambda self, counts: (original(self, counts), held.append(self._bytes)),
-    )
-    ids = [str(n % 2000) for n in range(4000)]
-    assert find_duplicates(parts_of(ids), bytes_held=8000).ids == 2000
-    assert held
-    assert max(held) <= 4000
+def test_parts_may_be_open_files(parts_of):
+    paths = parts_of(["a", "b", "a"], rows=1)
+    assert find_duplicates(path.open("rb") for path in paths) == Duplicates(1, 2, (("a", 2),))
 
 
-def test_the_hash_is_of_all_bytes_and_the_same_in_every_process():
-    ids = pa.array([b"a", b"a\0", b"b", b"", b"\xff"])
-    assert len(set(hash_ids(ids))) == 5
-    assert hash_ids(ids)[0] == 13950350942979735504
+def test_a_part_that_cannot_be_read_is_no_silence(parts_of):
+    paths = parts_of(["a", "b", "a"], rows=1)
+    paths[1].write_bytes(b"no Parquet, though as long as one")
+    with pytest.raises(pa.ArrowInvalid, match="Parquet"):
+        find_duplicates(paths)
+
+
+def test_what_memory_does_not_hold_is_on_disk_and_then_gone(parts_of, tmp_path):
+    ids = [f"{n % 450_000:064}" for n in range(500_000)]
+    folder = tmp_path / "ids"
+    folder.mkdir()
+    found = find_duplicates(parts_of(ids, rows=100_000), folder, memory="40MB")
+    assert (found.ids, found.rows) == (50_000, 100_000)
+    assert not list(folder.iterdir())

@@ -119,6 +119,22 @@ def test_engines_that_go_on_dying_are_given_up(feeder):
     assert len(engines) <= DEATHS_IN_A_ROW + 1
 
 
+def test_a_start_that_fails_is_tried_again(feeder):
+    """What the dead engine held may not be free yet, and other engines of the job are well."""
+    feed, engines = feeder()
+    engines[0].dies_at_steps = {2}
+    start, failures = feed._start, iter([EngineError("no memory"), EngineError("no memory")])
+
+    def late():
+        for failure in failures:
+            raise failure
+        return start()
+
+    feed._start = late
+    assert values(feed.score(prompts(30))) == prompts(30)
+    assert (feed.starts, len(engines)) == (2, 2)
+
+
 def test_an_engine_that_does_not_start_again_ends_it(feeder):
     feed, engines = feeder(poison={3})
     feed._start = lambda: (_ for _ in ()).throw(EngineError("no memory"))

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tuco_vllm.corpus.directory import JobDirectory
 from tuco_vllm.corpus.inputs import find_inputs
-from tuco_vllm.corpus.job import JobDirectory
 from tuco_vllm.corpus.pipes import copied
 from tuco_vllm.errors import EngineError, InputError
+from tuco_vllm.store import store_at
 
 ROWS = b"".join(b'{"prompt": "row %d"}\n' % n for n in range(20))
 
@@ -51,8 +52,8 @@ def ids(out):
     return pq.read_table(out)["id"].to_pylist()
 
 
-def state(out):
-    return sorted(path.name for path in (out / "_tuco").iterdir())
+def copies(out):
+    return [path.name for path in (out / "_tuco").glob("input-*")]
 
 
 def test_a_named_pipe_has_the_format_and_the_ids_of_its_name(score, tmp_path, capsys):
@@ -60,7 +61,7 @@ def test_a_named_pipe_has_the_format_and_the_ids_of_its_name(score, tmp_path, ca
     with fed(tmp_path / "rows.jsonl"):
         score(tmp_path / "rows.jsonl")
     assert ids(tmp_path / "out") == [f"rows.jsonl:{n}" for n in range(20)]
-    assert state(tmp_path / "out") == ["job.json", "lock", "run.json"]
+    assert copies(tmp_path / "out") == []
     said = capsys.readouterr().err.splitlines()[0]
     assert said.startswith(
         f"tuco: {tmp_path}/rows.jsonl is read only once, so it is copied to {tmp_path}/out/_tuco"
@@ -82,8 +83,8 @@ def test_an_anonymous_pipe_needs_a_format_and_may_hold_any(score, tmp_path, file
 def test_the_same_bytes_resume_a_job_and_others_are_another_job(score, tmp_path):
     os.mkfifo(pipe := tmp_path / "rows.jsonl")
     with fed(pipe), pytest.raises(EngineError):
-        score(pipe, engine={"dies_after": 9})
-    assert state(tmp_path / "out") == ["job.json", "lock", "run.json"]
+        score(pipe, engine={"dies_after": 9}, rows_per_file=4)
+    assert copies(tmp_path / "out") == []
     with fed(pipe, ROWS + b"{}"), pytest.raises(InputError, match=r"input .*/rows.jsonl has changed since"):
         score(pipe)
     with fed(pipe):
@@ -92,7 +93,7 @@ def test_the_same_bytes_resume_a_job_and_others_are_another_job(score, tmp_path)
     assert 0 < resumed.rows_scored < 20
     with fed(pipe):
         assert score(pipe) is None  # finished
-    assert state(tmp_path / "out") == ["job.json", "lock", "run.json"]
+    assert copies(tmp_path / "out") == []
 
 
 def test_a_redirected_file_is_copied_as_its_name_means_another_file_elsewhere(tmp_path):
@@ -100,12 +101,12 @@ def test_a_redirected_file_is_copied_as_its_name_means_another_file_elsewhere(tm
     with redirected(tmp_path / "x") as path:
         (file,) = find_inputs([path, path], "jsonl", out=tmp_path / "out")
         assert file.once
-        with copied([file], tmp_path / "out") as (copy,):
+        with copied([file], store_at(str(tmp_path / "out"))) as (copy,):
             assert (copy.path, copy.size, copy.once) == (path, len(ROWS), False)
             assert copy.changed() is None
             with copy.open() as content:
                 assert content.read() == ROWS
-    assert state(tmp_path / "out") == []
+    assert copies(tmp_path / "out") == []
 
 
 def test_a_pipe_among_other_files_keeps_its_place(score, tmp_path):
@@ -128,11 +129,14 @@ def test_what_a_killed_run_left_goes_with_the_next_that_may_write(score, corpus,
     (tmp_path / "out/_tuco").mkdir(parents=True)
     left = tmp_path / "out/_tuco/input-left"
     left.write_bytes(ROWS)
-    with JobDirectory(tmp_path / "out").locked(), pytest.raises(InputError, match="is being written by"):
+    with (
+        JobDirectory(store_at(str(tmp_path / "out"))).epoch(),
+        pytest.raises(InputError, match="is being written by"),
+    ):
         score(corpus)
     assert left.exists()
     score(corpus)
-    assert state(tmp_path / "out") == ["job.json", "lock", "run.json"]
+    assert copies(tmp_path / "out") == []
 
 
 def test_a_copy_that_cannot_be_written_is_one_line(score, tmp_path):

@@ -6,13 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_scorer import LocalPipeline, byte_level_tokenizer, fake_score, fake_tuco
+from fake_scorer import LocalWorkers, byte_level_tokenizer, fake_score, fake_tuco
 
 from tuco_vllm.analysis.tables import summarise
 from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompt_checks import PromptError
 from tuco_vllm.score_requests import MoreScores
+from tuco_vllm.store import store_at
 
 TOKENIZER = byte_level_tokenizer()
 COLUMNS = ["response", "response_tokens", "response_tuco", "response_tucos", "response_token_ids"]
@@ -159,7 +160,7 @@ class Shared:
 
 
 def test_more_scores_have_columns_of_their_own(scored, monkeypatch, tmp_path):
-    monkeypatch.setattr(LocalPipeline, "shared", Shared())
+    monkeypatch.setattr(LocalWorkers, "shared", Shared())
     rows = [{"prompt": "the fox", "response": " and"}, {"prompt": "a", "output_co": "mine"}]
     rows += [{"prompt": "z"}, {"prompt": "a", "response": "z"}]
     answered, alone, foreign, unknown = scored(rows, more=MoreScores(output_co=True, relative_reward=True))
@@ -178,7 +179,7 @@ def test_more_scores_have_columns_of_their_own(scored, monkeypatch, tmp_path):
         assert row["relative_reward"] is row["response_logps_ft"] is None
     assert alone["input_output_co"] == "mine"
     assert "not the same to the pre-trained model" in unknown["error"]
-    means = summarise(tmp_path / "out").means
+    means = summarise(store_at(str(tmp_path / "out"))).means
     assert means["relative_reward"] == answered["relative_reward"]
     assert means["output_co"] == pytest.approx(sum(r["output_co"] for r in (answered, alone, foreign)) / 3)
 
@@ -209,8 +210,8 @@ def test_a_job_that_stopped_goes_on(score, tmp_path):
 def test_the_closing_table_has_them(scored, tmp_path):
     rows = [{"prompt": f"p{n}", "response": "a b" if n % 2 else None} for n in range(9)]
     found = [row["response_tuco"] for row in scored(rows) if row["response_tuco"] is not None]
-    summary = summarise(tmp_path / "out")
+    summary = summarise(store_at(str(tmp_path / "out")))
     assert summary.responses == len(found) == 4
     assert (summary.response_tuco["min"], summary.response_tuco["max"]) == (min(found), max(found))
     scored([{"prompt": "a", "response_tuco": "not a number"}], overwrite=True)
-    assert summarise(tmp_path / "out").responses == 0
+    assert summarise(store_at(str(tmp_path / "out"))).responses == 0

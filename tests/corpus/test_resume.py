@@ -8,32 +8,42 @@ import pyarrow.parquet as pq
 import pytest
 from fake_scorer import FakeScorer, make_encoder
 
-from tuco_vllm.corpus import publish
+from tuco_vllm.corpus import chunks, planning
 from tuco_vllm.corpus.feeder import Feeder, SetAside
-from tuco_vllm.errors import EngineError
+from tuco_vllm.errors import EngineError, InputError
+from tuco_vllm.store import local
+
+FAULTS = ("fsync", "replace", "link", "unlink")
+"""Calls of the local store that make something durable, or take it away."""
 
 
 def read(out: Path):
     return pq.read_table(out).to_pylist()
 
 
-def test_a_dead_engine_costs_what_was_in_flight_and_the_job_resumes(score, corpus, tmp_path):
+def record(out: Path):
+    return json.loads((out / "_tuco/run.json").read_text())
+
+
+def test_a_dead_engine_costs_the_units_at_hand_and_the_job_resumes(score, corpus, tmp_path):
     score(corpus, out="whole")
     with pytest.raises(EngineError):
-        score(corpus, engine={"dies_after": 11})
+        score(corpus, engine={"dies_after": 11}, rows_per_file=4)
     kept = read(tmp_path / "out")
     assert 8 <= len(kept) < 25
-    record = json.loads((tmp_path / "out/_tuco/run.json").read_text())
-    assert (record["state"], record["counts"]["rows_committed"]) == ("failed", len(kept))
-    assert record["error"] == "the engine died"
-    pipeline = score(corpus)
+    assert (record(tmp_path / "out")["state"], record(tmp_path / "out")["error"]) == (
+        "failed",
+        "the engine died",
+    )
+    assert record(tmp_path / "out")["counts"]["rows_committed"] == len(kept)
+    workers = score(corpus)
     assert read(tmp_path / "out") == read(tmp_path / "whole")
-    assert pipeline.rows_scored == 32 - sum(
-        row["error"] is None for row in kept
-    )  # no kept row is scored again
-    record = json.loads((tmp_path / "out/_tuco/run.json").read_text())
-    assert (record["state"], record["counts"]["rows"], record["counts"]["errors"]) == ("finished", 50, 18)
-    assert record["counts"]["prompt_tokens"] == sum(r["prompt_tokens"] or 0 for r in read(tmp_path / "out"))
+    assert workers.rows_scored == 32 - sum(row["error"] is None for row in kept), (
+        "no kept row is scored again"
+    )
+    counts = record(tmp_path / "out")["counts"]
+    assert (record(tmp_path / "out")["state"], counts["rows"], counts["errors"]) == ("finished", 50, 18)
+    assert counts["prompt_tokens"] == sum(row["prompt_tokens"] or 0 for row in read(tmp_path / "out"))
 
 
 class Killed(BaseException):
@@ -43,16 +53,16 @@ class Killed(BaseException):
 def kill_at(monkeypatch, step):
     """Die before the ``step``-th call that makes something durable; returns the calls made, as they grow."""
     calls = []
-    for name in ("fsync", "replace"):
+    for name in FAULTS:
         real = getattr(os, name)
 
-        def fake(*arguments, name=name, real=real):
+        def fake(*arguments, name=name, real=real, **options):
             calls.append(name)
             if len(calls) > step:
                 raise Killed
-            return real(*arguments)
+            return real(*arguments, **options)
 
-        monkeypatch.setattr(publish.os, name, fake)
+        monkeypatch.setattr(local.os, name, fake)
     return calls
 
 
@@ -78,8 +88,7 @@ def two_set_aside(monkeypatch, models):
 
 
 def set_aside(out: Path) -> tuple[list[int], int]:
-    record = json.loads((out / "_tuco/run.json").read_text())
-    return record["set_aside_rows"], record["counts"]["quarantined"]
+    return record(out)["set_aside_rows"], record(out)["counts"]["quarantined"]
 
 
 def test_rows_that_engines_died_on_are_counted_by_their_flag(score, corpus, tmp_path, two_set_aside):
@@ -91,14 +100,12 @@ def test_rows_that_engines_died_on_are_counted_by_their_flag(score, corpus, tmp_
     assert not {"set_aside", "templated"} & set(rows[0])
 
 
-def test_killed_at_every_step_of_every_commit_and_resumed(
-    score, corpus, tmp_path, monkeypatch, two_set_aside
-):
+def test_killed_at_every_step_and_resumed(score, corpus, tmp_path, monkeypatch, two_set_aside):
     with monkeypatch.context() as patch:
         calls = kill_at(patch, 10**9)
         score(corpus, out="whole", rows_per_file=20)
     whole = read(tmp_path / "whole")
-    assert len(calls) > 20  # job.json, three parts, run.json after each, _SUCCESS: three steps a file
+    assert len(calls) > 20
     for step in range(len(calls)):
         out = f"killed-{step}"
         with monkeypatch.context() as patch:
@@ -106,10 +113,23 @@ def test_killed_at_every_step_of_every_commit_and_resumed(
             with pytest.raises(Killed):
                 score(corpus, out=out, rows_per_file=20)
         assert_nothing_half_written(tmp_path / out)
+        was_finished = (tmp_path / out / "_SUCCESS").exists()
+        heartbeats_of_the_dead(tmp_path / out)
         score(corpus, out=out, rows_per_file=20)
         assert read(tmp_path / out) == whole, f"killed before step {step}"
         assert set_aside(tmp_path / out) == ([4, 42], 2), f"killed before step {step}"
-        assert not list((tmp_path / out).glob(".part*"))
+        if not was_finished:  # else nothing is written
+            assert not list((tmp_path / out / "_tuco/tmp").glob("*")), f"killed before step {step}"
+
+
+def heartbeats_of_the_dead(out):
+    """The process that 'died' is this one, and lives: its heartbeats must not say so."""
+    for path in (out / "_tuco").glob("heartbeat-*"):
+        said = json.loads(path.read_text() or "{}")
+        path.write_text(json.dumps(said | {"pid": 2**22 + 1}))
+    for path in (out / "_tuco/epoch").glob("*"):
+        said = json.loads(path.read_text() or "{}")
+        path.write_text(json.dumps(said | {"pid": 2**22 + 1}))
 
 
 def assert_nothing_half_written(out):
@@ -119,16 +139,7 @@ def assert_nothing_half_written(out):
         assert len(read(out)) == 50
 
 
-def test_resumed_with_another_size_of_parts(score, corpus, tmp_path):
-    score(corpus, out="whole")
-    for dies_after in (4, 5, 9):
-        with pytest.raises(EngineError):
-            score(corpus, engine={"dies_after": dies_after}, rows_per_file=4)
-    score(corpus, rows_per_file=7)
-    assert read(tmp_path / "out") == read(tmp_path / "whole")
-
-
-def test_an_interruption_keeps_finished_rows(score, corpus, tmp_path, monkeypatch):
+def test_an_interruption_keeps_finished_parts(score, corpus, tmp_path, monkeypatch):
     real = FakeScorer.step
 
     def interrupted(self):
@@ -139,10 +150,10 @@ def test_an_interruption_keeps_finished_rows(score, corpus, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(FakeScorer, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            score(corpus)
+            score(corpus, rows_per_file=5)
     kept = [row for row in read(tmp_path / "out") if row["error"] is None]
-    assert len(kept) > 9
-    assert json.loads((tmp_path / "out/_tuco/run.json").read_text())["state"] == "interrupted"
+    assert len(kept) > 5
+    assert record(tmp_path / "out")["state"] == "interrupted"
     assert score(corpus).rows_scored == 32 - len(kept)
 
 
@@ -154,3 +165,47 @@ def test_the_engine_is_told_about_how_many_tokens_are_left(score, tmp_path):
     with pytest.raises(EngineError):
         score(tmp_path / "x.jsonl", rows_per_file=4, engine={"dies_after": 12})
     assert score(tmp_path / "x.jsonl", rows_per_file=4).tokens == 280
+
+
+def torn(part):
+    part.write_bytes(part.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda part: part.write_bytes(b""), torn])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_part_that_was_deleted_or_cut_is_noticed_and_scored_again(score, corpus, tmp_path, harm, finished):
+    """By a repeated command, also of a finished job; no other row is scored."""
+    score(corpus, rows_per_file=5)
+    whole = read(tmp_path / "out")
+    harm(sorted((tmp_path / "out").glob("part-*"))[3])
+    if not finished:
+        (tmp_path / "out/_SUCCESS").unlink()
+    assert score(corpus, rows_per_file=5).rows_scored in (3, 4)
+    assert read(tmp_path / "out") == whole
+    assert score(corpus, rows_per_file=5) is None
+
+
+def test_a_part_of_a_stranger_is_refused(score, corpus, tmp_path):
+    score(corpus, rows_per_file=5)
+    (tmp_path / "out/part-00000000-0badc0de.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match="part-00000000-0badc0de"):
+        score(corpus, rows_per_file=5)
+
+
+def test_a_resume_does_not_read_what_is_done(score, corpus, tmp_path, monkeypatch):
+    """Nor survey the inputs again: a file whose units are done may be slow, it is not opened."""
+    with pytest.raises(EngineError):
+        score(corpus, rows_per_file=5, engine={"dies_after": 20})
+    done = {int(part.name.split("-")[1]) for part in (tmp_path / "out").glob("part-*")}
+    assert 0 < len(done) < 10
+    monkeypatch.setattr(planning, "surveyed", lambda *_, **__: pytest.fail("surveyed again"))
+    begun = []
+    real = chunks.UnitReader.chunks
+
+    def counted(self, unit, **options):
+        begun.append(unit.number)
+        return real(self, unit, **options)
+
+    monkeypatch.setattr(chunks.UnitReader, "chunks", counted)
+    score(corpus, rows_per_file=5)
+    assert set(begun) == {0, *range(10)} - (done - {0}), "the first only for the number of tokens"

@@ -4,12 +4,13 @@ import gzip
 import json
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_scorer import LocalPipeline, fake_score
+from fake_scorer import fake_score
 
-from tuco_vllm.corpus import chunks
+from tuco_vllm.corpus import chunks, run
 from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.errors import InputError
 
@@ -22,7 +23,7 @@ METADATA = {
         "tuco.vllm_version",
         "tuco.chat_template_sha256",
     ),
-    *("tuco.template_applied", "tuco.command"),
+    *("tuco.template_applied", "tuco.command", "tuco.first_row", "tuco.rows", "tuco.job"),
 }
 
 
@@ -39,13 +40,13 @@ def test_every_row_once_in_input_order_scored_or_with_an_error(score, corpus, tm
     assert rows[1]["prompt"] == "a 1"
     assert [row["n"] for row in rows] == [*range(25)] * 2
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    parts = ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    job = json.loads((tmp_path / "out/_tuco/job.json").read_text())["job"]
+    parts = [f"part-{number:08}-{job}.parquet" for number in range(4)]  # a unit never goes over a file's end
     assert names == ["_SUCCESS", "_tuco", *parts]
-    assert all(set_of_metadata(tmp_path / "out" / part) >= METADATA for part in parts)
-
-
-def set_of_metadata(path):
-    return {key.decode() for key in pq.read_metadata(path).metadata}
+    metadata = [pq.read_metadata(tmp_path / "out" / part).metadata for part in parts]
+    assert all({key.decode() for key in each} >= METADATA for each in metadata)
+    assert [int(each[b"tuco.first_row"]) for each in metadata] == [0, 20, 25, 45]
+    assert [int(each[b"tuco.rows"]) for each in metadata] == [20, 5, 20, 5]
 
 
 def test_scores_are_those_of_the_tokens(score, corpus, tmp_path):
@@ -123,7 +124,8 @@ def test_chats_in_parquet_lose_the_fields_that_other_chats_have(score, tmp_path)
     rows = read(tmp_path / "out")
     assert [row["prompt"] for row in rows] == ["<|user|>a\n<|assistant|>", "<|user|>b\n<|assistant|>"]
     assert [row["input_id"] for row in rows] == [1, 2]
-    metadata = pq.read_metadata(tmp_path / "out" / "part-00000.parquet").metadata
+    [part] = (tmp_path / "out").glob("part-*")
+    metadata = pq.read_metadata(part).metadata
     assert metadata[b"tuco.template_applied"] == b"true"
     assert len(metadata[b"tuco.chat_template_sha256"]) == 64
 
@@ -192,13 +194,26 @@ def test_a_truncated_gz_is_refused_before_anything_is_scored(score, corpus, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_that_a_pipeline_loses_or_doubles_are_never_written(score, corpus, tmp_path, monkeypatch):
-    real = LocalPipeline.scored
+@pytest.mark.parametrize("asked", [256, 300, 500])
+def test_a_part_has_the_rows_that_were_asked_for(score, tmp_path, asked):
+    (tmp_path / "x.txt").write_text("a\n" * 4200)
+    score(tmp_path / "x.txt", rows_per_file=asked)
+    parts = sorted((tmp_path / "out").glob("part-*"))
+    assert {pq.read_metadata(part).num_rows for part in parts[:-1]} == {asked}
 
-    def without_the_third(self, source):
-        return (chunk for n, chunk in enumerate(real(self, source)) if n != 2)
 
-    monkeypatch.setattr(LocalPipeline, "scored", without_the_third)
-    with pytest.raises(RuntimeError, match="the pipeline gave rows from 12 on, not from 8"):
-        score(corpus)
-    assert len(read(tmp_path / "out")) == 8
+def test_what_lies_behind_the_limit_is_not_looked_at(score, tmp_path):
+    pq.write_table(pa.table({"prompt": ["a", "b"], "n": [1, 2]}), tmp_path / "1.parquet")
+    (tmp_path / "2.parquet").write_bytes(b"no Parquet")
+    score(tmp_path / "1.parquet", tmp_path / "2.parquet", limit=2)
+    assert [row["n"] for row in read(tmp_path / "out")] == [1, 2]
+
+
+def test_a_job_ends_well_where_there_is_no_room_to_count_ids(score, corpus, tmp_path, monkeypatch, capsys):
+    def no_room(parts):
+        raise duckdb.OutOfMemoryException("failed to offload")
+
+    monkeypatch.setattr(run, "find_duplicates", no_room)
+    score(corpus, columns=Columns(id="key"))
+    assert (tmp_path / "out/_SUCCESS").exists()
+    assert "ids that repeat were not counted: failed to offload" in capsys.readouterr().err

@@ -9,6 +9,11 @@ from rich.console import Console
 
 from tuco_vllm.analysis.tables import print_status, print_summary, summarise
 from tuco_vllm.records import STATE, output_schema
+from tuco_vllm.store import store_at
+
+
+def at(directory):
+    return store_at(str(directory))
 
 
 def write(path, scores, errors=()):
@@ -24,7 +29,7 @@ def write_run(directory, run):
 
 def printed(directory, width):
     out = io.StringIO()
-    print_summary(directory, Console(file=out, width=width))
+    print_summary(at(directory), Console(file=out, width=width))
     return out.getvalue()
 
 
@@ -32,7 +37,7 @@ def test_quantiles_are_those_of_all_parts_together(tmp_path):
     scores = np.random.default_rng(0).random(2000)
     write(tmp_path / "part-00000.parquet", scores[:700])
     write(tmp_path / "part-00001.parquet", scores[700:])
-    summary = summarise(tmp_path)
+    summary = summarise(at(tmp_path))
     expected = np.quantile(scores, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1], method="inverted_cdf")
     assert list(summary.tuco) == ["min", "5%", "25%", "50%", "75%", "95%", "max"]
     assert list(summary.tuco.values()) == pytest.approx(expected, abs=1e-6)
@@ -42,13 +47,13 @@ def test_quantiles_are_those_of_all_parts_together(tmp_path):
 @pytest.mark.parametrize("score", [0.0, 1.0, 0.5])
 def test_one_score_is_all_its_quantiles(tmp_path, score):
     write(tmp_path / "part-00000.parquet", [score])
-    assert set(summarise(tmp_path).tuco.values()) == {score}
+    assert set(summarise(at(tmp_path)).tuco.values()) == {score}
 
 
 def test_errors_are_grouped_whatever_their_numbers(tmp_path):
     errors = ["prompt has 7 tokens, the limit is 5", "prompt has 99 tokens, the limit is 5", "[red]empty"]
     write(tmp_path / "part-00000.parquet", [], errors)
-    summary = summarise(tmp_path)
+    summary = summarise(at(tmp_path))
     assert summary.reasons == {"prompt has N tokens, the limit is N": 2, "[red]empty": 1}
     assert (summary.errors, summary.tuco) == (3, {})
     table = printed(tmp_path, 100)
@@ -57,7 +62,7 @@ def test_errors_are_grouped_whatever_their_numbers(tmp_path):
 
 
 def test_a_run_without_parts_has_an_empty_summary(tmp_path):
-    assert summarise(tmp_path).rows == 0
+    assert summarise(at(tmp_path)).rows == 0
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -132,11 +137,11 @@ def test_the_status_of_a_running_job_counts_its_engines(tmp_path, capsys):
     write_run(
         tmp_path, {"engines": [*ENGINES, ENGINES[0]], "counts": counts, "timings": {"rows_per_second": 10}}
     )
-    print_status(tmp_path, "process 1")
+    print_status(at(tmp_path), "process 1")
     first, second = capsys.readouterr().out.splitlines()
     assert "running (process 1), 0:00:15 left: 50/200 rows" in first
     assert second == "engines: 2 of 4 ready (1 gone, 1 starting)"
-    print_status(tmp_path, None)
+    print_status(at(tmp_path), None)
     stopped = capsys.readouterr().out
     assert "engines:" not in stopped
     assert "40/200 rows" in stopped, "rows that are in no part will be scored again"
@@ -144,8 +149,22 @@ def test_the_status_of_a_running_job_counts_its_engines(tmp_path, capsys):
 
 def test_an_older_run_has_a_status(tmp_path, capsys):
     write_run(tmp_path, {})
-    print_status(tmp_path, "process 1")
+    write(tmp_path / "part-00000.parquet", [0.5])
+    print_status(at(tmp_path), "process 1")
     assert "0/0 rows" in capsys.readouterr().out
+
+
+def test_the_status_of_a_job_whose_engines_have_not_started(tmp_path, capsys):
+    print_status(at(tmp_path), "process 1")
+    assert capsys.readouterr().out == f"{tmp_path}: running (process 1): nothing is scored yet\n"
+
+
+def test_the_status_of_an_earlier_versions_half_done_run_names_what_helps(tmp_path, capsys):
+    write_run(tmp_path, {"counts": {"rows_committed": 40, "rows_total": 200}})
+    (tmp_path / "_tuco/job.json").write_text('{"schema_version": "2"}')
+    print_status(at(tmp_path), None)
+    said = capsys.readouterr().out
+    assert "stopped before its end; it is an earlier version's: start anew with --overwrite: 40/200" in said
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
-"""The arithmetic behind bench/corpus.py: its prompts, its model of what saturates, its sums over samples."""
+"""What bench/corpus.py stands on: its prompts, budgets, sums over samples, its stand-ins, the made-up job."""
 
 import math
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 WORDS = {"a": 1, "few": 1, "unlikely": 3, "words": 2}
@@ -15,22 +17,6 @@ def model(bench):
 @pytest.fixture
 def long(bench):
     return bench("corpus_long")
-
-
-@pytest.fixture
-def row(model):
-    return model.RowCosts(
-        tokens=100,
-        chunk_rows=200,
-        read=1e-5,
-        tokenise=1e-4,
-        score=2e-5,
-        write=1e-5,
-        source_bytes=400,
-        token_bytes=800,
-        scored_bytes=1000,
-        file_bytes=500,
-    )
 
 
 def length(prompt):
@@ -66,52 +52,18 @@ def test_one_engine_is_held_to_the_bare_one_and_more_to_the_fewest(model, sides,
     assert model.compared(sides) == ratios
 
 
-def test_a_load_is_what_is_asked_for_by_what_is_there(model, row):
-    # 10 engines of 1000 tokens/s are 100 rows/s, half a chunk.
-    assert model.loads(10, 1000, row, driver_chunk_seconds=0.01) == pytest.approx(
-        {
-            "reader": 100 * 1e-5,
-            "tokenisers": 100 * 1e-4 / 5,
-            "engine actor": 10 * 2e-5,
-            "driver": 100 * 1e-5 + 0.5 * 0.01,
-            "network": 100 * 1000 / model.NETWORK_BYTES_PER_SECOND,
-        }
-    )
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "floor", "met"),
+    [(256, 0.95, 0.95, True), (300, 0.94, 0.95, False), (15, 0.94, 0.90, True), (15, 0.89, 0.90, False)],
+)
+def test_short_prompts_and_long_ones_have_a_floor_of_their_own(model, tokens, ratio, floor, met):
+    (budget,) = model.ratio_budget(tokens, ratio)
+    assert (budget["floor"], budget["met"]) == (floor, met)
+    assert model.ratio_budget(8, ratio) == []
 
 
-def test_a_single_tokeniser_reads_as_well(model, row):
-    assert model.loads(2, 1000, row, 0.01)["tokenisers"] == pytest.approx(20 * 1.1e-4)
-
-
-@pytest.mark.parametrize("tokens_per_second", [100, 30_000, 300_000, 3e6])
-def test_one_engine_more_than_it_bears_fills_a_resource(model, row, tokens_per_second):
-    most = model.saturation(tokens_per_second, row, 0.01)
-    for name, engines in most.items():
-        if engines is None:
-            assert model.loads(10**7, tokens_per_second, row, 0.01)[name] < 1
-            continue
-        assert model.loads(engines + 1, tokens_per_second, row, 0.01)[name] >= 1
-        if engines:
-            assert model.loads(engines, tokens_per_second, row, 0.01)[name] < 1
-
-
-def test_what_grows_along_with_the_engines_is_never_first(model, row):
-    most = model.saturation(30_000, row, 0.01)
-    assert most["engine actor"] is most["tokenisers"] is None
-    # 300 rows/s an engine: the driver has 3 ms of rows and 15 ms of chunks to do.
-    assert model.first_to_saturate(most) == ("driver", math.ceil(1 / 0.018) - 1)
-
-
-def test_an_engine_too_fast_for_the_python_beside_it_saturates_at_once(model, row):
-    assert model.saturation(100 / row.score, row, 0.0)["engine actor"] == 0
-
-
-def test_a_saturated_job_runs_at_the_speed_of_its_fullest_resource(model, row):
-    bears = model.saturation(30_000, row, 0.01)["driver"]
-    full, more = (model.flows(engines, 30_000, row, 0.01) for engines in (bears, 100 * bears))
-    assert more["rows_per_second"] == pytest.approx(1 / (row.write + 0.01 / row.chunk_rows))
-    assert more["rows_per_second"] == pytest.approx(full["rows_per_second"], rel=2 / bears)
-    assert more["files_for_100M_rows"] == 10_000
+def test_a_cost_is_held_to_the_most_that_it_may_be(model):
+    assert [model.ceiling("x", value, 2.0)["met"] for value in (1.9, 2.0, 2.1)] == [True, True, False]
 
 
 def test_a_slope_is_found_with_its_error(long):
@@ -151,9 +103,8 @@ def test_growth_leaves_out_the_warm_up_and_the_end(long):
     ("line", "group"),
     [
         ("VLLM::Worker", "engine core and its workers"),
-        ("ray::MapWorker(Map(EngineActor)).__init__", "engine actors"),
-        ("ray::MapWorker(FlatMap(read)->Map(Tokeniser)).submit", "reader and tokenisers"),
-        ("ray::FlatMap(read)", "reader and tokenisers"),
+        ("ray::WorkerActor.score", "workers"),
+        ("ray::Watch", "Ray's other processes"),
         ("/x/ray/core/src/ray/raylet/raylet --raylet_socket_name=/x", "raylet, object store"),
         ("ray::DashboardAgent", "Ray's other processes"),
         ("python -c from multiprocessing", "other"),
@@ -161,3 +112,42 @@ def test_growth_leaves_out_the_warm_up_and_the_end(long):
 )
 def test_processes_are_told_apart(long, line, group):
     assert long.group_of(line) == group
+
+
+def write_part(folder, unit, first, ids):
+    columns = {"id": ids, "error": pa.array([None, "bad"], pa.string()), "prompt_tokens": [4, None]}
+    table = pa.table(columns).replace_schema_metadata({"tuco.first_row": str(first)})
+    pq.write_table(table, folder / f"part-{unit:08}-abcd.parquet")
+
+
+def test_rows_of_a_stopped_run_may_be_missing_and_none_is_there_twice(long, tmp_path):
+    write_part(tmp_path, 0, 0, ["a:0", "a:1"])
+    write_part(tmp_path, 2, 4, ["a:4", "a:5"])
+    assert long.check_rows(tmp_path, "a") == {"rows": 4, "errors": 2, "prompt_tokens": 8, "parts": 2}
+    write_part(tmp_path, 1, 3, ["a:3", "a:4"])
+    with pytest.raises(RuntimeError, match="begins at row 4, the part before it ends at 5"):
+        long.check_rows(tmp_path, "a")
+
+
+def test_rows_must_be_those_that_their_part_says(long, tmp_path):
+    write_part(tmp_path, 0, 0, ["a:0", "a:2"])
+    with pytest.raises(RuntimeError, match="ids are not a:0 to a:1"):
+        long.check_rows(tmp_path, "a")
+
+
+def test_what_sleeps_in_place_of_a_worker_answers_all_that_a_worker_does(bench):
+    from tuco_vllm.corpus.actor import WorkerActor
+
+    sleeper = bench("corpus_sleeper").Sleeper
+    assert {*filter(str.isidentifier, vars(sleeper))} >= {*filter(str.isidentifier, vars(WorkerActor))} - {
+        "__doc__"
+    }
+
+
+def test_the_books_of_a_made_up_job_are_kept_and_found_again(bench, tmp_path):
+    billion = bench("corpus_billion")
+    begun = billion.begun(str(tmp_path / "out"), 150)
+    assert len([*(tmp_path / "out").glob("part-*")]) == 180
+    assert begun["log_pieces"] == 2
+    assert {*billion.resumed(str(tmp_path / "out"), 150)["seconds"]} > {"resume, log in one piece"}
+    assert "1,843,200/2,048,000 rows" in billion.status(str(tmp_path / "out"), 150)["says"]

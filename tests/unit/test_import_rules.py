@@ -18,12 +18,13 @@ NOT_IMPORTED_BY = {
     "families": ("torch", "config", "engine", "api", "corpus", "server", "cli", "analysis"),
     "engine": ("api", "corpus", "server", "cli", "analysis"),
     "api": ("corpus", "server", "cli", "analysis"),
+    "store": ("torch", "config", "engine", "api", "corpus", "server", "cli", "analysis"),
     "corpus": ("server", "cli", "analysis"),
     "server": ("corpus", "cli", "analysis"),
     "analysis": ("torch", "engine", "api", "corpus", "server", "cli"),
 }
 """Arrows point one way: decomposition, records <- engine <- api <- corpus, server <- cli, and
-records <- analysis <- cli. Parquet is the only link from running to analysis."""
+records <- store <- corpus, analysis <- cli. Parquet is the only link from running to analysis."""
 
 PUBLIC_VLLM = {
     "LLM",
@@ -109,6 +110,8 @@ def test_the_tree_keeps_the_rules():
         ("tuco_vllm/engine/plugin.py", "import tuco_vllm.api", False),
         ("tuco_vllm/engine/plugin.py", "from . import compat", False),
         ("tuco_vllm/corpus/job.py", "from tuco_vllm.cli import main", False),
+        ("tuco_vllm/store/local.py", "from tuco_vllm.corpus import job", False),
+        ("tuco_vllm/analysis/tables.py", "from tuco_vllm.store import store_at", True),
         ("tuco_vllm/cli.py", "from tuco_vllm.corpus import job", True),
         ("kernels/tuco_kernels/norm.py", "import torch, math", True),
         ("kernels/tuco_kernels/norm.py", "import numpy", False),
@@ -156,7 +159,7 @@ def test_every_package_folder_is_a_package():
     "module",
     [
         *("tuco_vllm", "tuco_vllm.records", "tuco_vllm.metrics", "tuco_vllm.config", "tuco_vllm.families"),
-        *("tuco_vllm.prompts", "tuco_vllm.corpus.actors"),
+        *("tuco_vllm.prompts", "tuco_vllm.corpus.actor"),
     ],
 )
 def test_light_modules_load_neither_torch_nor_vllm(module):

@@ -26,6 +26,16 @@ def test_a_string_is_raw_with_the_tokenizers_own_special_tokens():
     assert (encoded.text, encoded.templated) == ("the fox", False)
 
 
+def test_known_tokens_are_of_strings_that_nothing_else_is_done_to():
+    texts = ["the fox", "", "x" * 50, "x" * 51, "\ud800", "the fox", "é"]
+    expected = {text: TOKENIZER.encode(text) for text in ("the fox", "", "x" * 50, "é")}
+    assert encoder().tokens_of(texts) == expected
+    assert encoder(system_prompt="be brief").tokens_of(texts) == {}
+    assert encoder().tokens_of(["\ud800"]) == encoder().tokens_of([]) == {}
+    text = "the fox"
+    assert encoder().encode(text, ids=expected[text]) == encoder().encode(text)
+
+
 def test_a_chat_goes_through_the_template_without_further_special_tokens():
     encoded = encoder().encode(CHAT)
     assert encoded.token_ids == plain(RENDERED)

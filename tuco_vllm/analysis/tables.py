@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tuco_vllm.analysis.rounding import rounding_warning
-from tuco_vllm.records import STATE, SUCCESS
+from tuco_vllm.records import PART_GLOB, RUN_FILE, STATE, SUCCESS
+from tuco_vllm.store import Store
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _REASONS_SHOWN = 5
@@ -52,16 +53,16 @@ class Summary:
     """Of the columns in ``_MEANS`` that there are."""
 
 
-def summarise(directory: Path) -> Summary:
+def summarise(store: Store) -> Summary:
     """Read a run's parts, a batch at a time."""
     summary = Summary()
     prompts, responses = _Spread(), _Spread()
     sums, counts = dict.fromkeys(_MEANS, 0.0), dict.fromkeys(_MEANS, 0)
-    for path in _parts(directory):
-        with pq.ParquetFile(path) as part:
+    for name in _parts(store):
+        with store.open(name) as file, pq.ParquetFile(file) as part:
             fixed = _fixed(part.schema_arrow)
             tucos, means = (
-                [name for name in names if name in fixed] for names in (["response_tuco"], _MEANS)
+                [each for each in names if each in fixed] for names in (["response_tuco"], _MEANS)
             )
             for batch in part.iter_batches(columns=["prompt_tokens", "tuco", "error", *tucos, *means]):
                 summary.rows += batch.num_rows
@@ -71,14 +72,14 @@ def summarise(directory: Path) -> Summary:
                 for reason in pc.value_counts(pc.replace_substring_regex(reasons, r"\d+", "N")).to_pylist():
                     summary.reasons[reason["values"]] += reason["counts"]
                 prompts.add(batch["tuco"])
-                for name in tucos:
-                    responses.add(batch[name])
-                for name in means:
-                    sums[name] += pc.sum(batch[name]).as_py() or 0.0
-                    counts[name] += len(batch[name]) - batch[name].null_count
+                for each in tucos:
+                    responses.add(batch[each])
+                for each in means:
+                    sums[each] += pc.sum(batch[each]).as_py() or 0.0
+                    counts[each] += len(batch[each]) - batch[each].null_count
     summary.tuco, summary.response_tuco = prompts.quantiles(), responses.quantiles()
     summary.responses = int(responses.histogram.sum())
-    summary.means = {name: sums[name] / count for name, count in counts.items() if count}
+    summary.means = {each: sums[each] / count for each, count in counts.items() if count}
     return summary
 
 
@@ -107,12 +108,12 @@ def _fixed(schema: pa.Schema) -> list[str]:
     return names[: names.index("error")]
 
 
-def print_summary(directory: Path, console: Console | None = None) -> Summary:
+def print_summary(store: Store, console: Console | None = None) -> Summary:
     """Print a run's closing table on stdout."""
     console = console or Console()
-    summary = summarise(directory)
-    run = read_run(directory)
-    table = Table(title=Text(str(directory)), title_justify="left", show_header=False)
+    summary = summarise(store)
+    run = read_run(store)
+    table = Table(title=Text(store.where), title_justify="left", show_header=False)
     table.add_column(style="bold", max_width=32)  # a cluster's names are long
     table.add_column(justify="right")
     table.add_row("rows", f"{summary.rows:,}")
@@ -188,12 +189,12 @@ def _field(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def print_status(directory: Path, running: str | None) -> None:
+def print_status(store: Store, running: str | None) -> None:
     """Print how far a run is, a line on stdout, how its engines are, and the table of what it has committed.
 
     ``running``: the process that writes there now, in words; None if there is none.
     """
-    run = read_run(directory)
+    run = read_run(store)
     counts, timings = _field(run, "counts"), _field(run, "timings")
     # What a killed run had in hand it will do again.
     rows = counts.get("rows" if running is not None else "rows_committed", 0)
@@ -202,31 +203,43 @@ def print_status(directory: Path, running: str | None) -> None:
     if running is not None:
         left = timedelta(seconds=round((total - rows) / rate)) if rate else "?"
         state = f"running ({running}), {left} left"
-    elif (directory / SUCCESS).exists():
+    elif store.read(SUCCESS) is not None:
         state = "finished"
     else:
         reason = f" ({run['error']})" if run.get("error") else ""
-        state = f"stopped before its end{reason}; the same command (without --overwrite) resumes it"
+        job = _object(store, f"{STATE}/job.json")
+        mend = "the same command (without --overwrite) resumes it"
+        if job and "job" not in job:
+            mend = "it is an earlier version's: start anew with --overwrite"
+        state = f"stopped before its end{reason}; {mend}"
+    parts = _parts(store)
+    if not (counts or parts or state == "finished"):  # so far there was no engine
+        print(f"{store.where}: {state.removesuffix(', ? left')}: nothing is scored yet")
+        return
     tokens = timings.get("prompt_tokens_per_second", 0.0)
     rates = f"{rate:,.1f} rows/s, {tokens:,.0f} tokens/s, {counts.get('errors', 0):,} errors"
-    print(f"{directory}: {state}: {rows:,}/{total:,} rows, {rates}")
+    print(f"{store.where}: {state}: {rows:,}/{total:,} rows, {rates}")
     if running is not None and (engines := run.get("engines")):
         print(_engines_line(engines))
-    if _parts(directory):
-        print_summary(directory)
+    if parts:
+        print_summary(store)
 
 
-def read_run(directory: Path) -> dict[str, Any]:
+def read_run(store: Store) -> dict[str, Any]:
     """A run's run.json; empty where there is none that can be read."""
+    return _object(store, RUN_FILE)
+
+
+def _object(store: Store, name: str) -> dict[str, Any]:
     try:
-        run = json.loads((directory / STATE / "run.json").read_text())
-    except (OSError, ValueError):
+        value = json.loads(store.read(name) or b"")
+    except ValueError:
         return {}
-    return run if isinstance(run, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _parts(directory: Path) -> list[Path]:
-    return sorted(directory.glob("part-[0-9]*.parquet"))
+def _parts(store: Store) -> list[str]:
+    return sorted(name for name in store.list("") if fnmatch(name, PART_GLOB))
 
 
 def _quantiles(histogram: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:

@@ -22,8 +22,8 @@ _DEAD_SECONDS = 20
 """So long do processes of a cluster started here look for its head, which dies with this process only. Ray's
 minute is for clusters whose head comes back; engines would keep their GPUs for as long."""
 
-_OBJECT_STORE_BYTES = 1 << 30
-"""Of a cluster started here. What lies there is chunks on their way: some megabytes for each engine."""
+_OBJECT_STORE_BYTES = 256 << 20
+"""Of a cluster started here. What lies there is the job's description, and counts on their way."""
 
 _SOCKET_NAME = 107 - len("/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
 """So long may the name of the folder be that Ray makes its sockets in: theirs may have 107 characters."""
@@ -47,11 +47,6 @@ class Cluster:
     def ranks(self) -> int:
         """GPUs, or ranks on a CPU, of an engine."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
-
-    @property
-    def tokenisers(self) -> int:
-        """How many actors tokenise, at most: one keeps up with two engines of a 1B model."""
-        return -(-self.engines // 2)
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -82,14 +77,14 @@ class Cluster:
         try:
             if self.address is not None:
                 _check_reachable(self.address)
-            with _sigterm_is_ours(), nullcontext() if self.debug else _without_stderr():
+            with _sigterm_is_ours(), nullcontext() if self.debug else without_stderr():
                 if self.address is not None:
                     ray.init(self.address, log_to_driver=self.debug, logging_level=level)
                     return
                 ray.init(
                     "local",
                     # Slots, not cores: an engine's threads are its own matter (``engine.arguments``).
-                    num_cpus=self.engines + self.tokenisers + 1,
+                    num_cpus=self.engines,
                     object_store_memory=_OBJECT_STORE_BYTES,
                     include_dashboard=False,
                     log_to_driver=self.debug,
@@ -115,10 +110,9 @@ class Cluster:
                 )
             return {"num_gpus": ranks, "num_cpus": 1}
         slots = sum(int(node.get("CPU", 0)) for node in nodes)
-        if slots < engines + 2:
+        if slots < engines:
             raise InputError(
-                f"{engines} engines do not fit on {slots} CPUs, of which each takes one, and reading and "
-                "tokenising one each: ask for fewer --engines"
+                f"{engines} engines do not fit on {slots} CPUs, one for each: ask for fewer --engines"
             )
         return {"num_cpus": 1}
 
@@ -187,7 +181,7 @@ def _remove(folder: str) -> None:
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
+def without_stderr() -> Iterator[None]:
     """Nothing reaches stderr, from C++ neither: Ray's core announces there that it was told to be quiet."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

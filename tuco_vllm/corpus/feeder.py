@@ -8,8 +8,6 @@ oldest that it had (where PT runs on streams of its own as well, of each: then i
 A new engine runs the suspects one at a time: the one that kills this engine too has killed two, and is set
 aside with its error; all others are scored. A death while nothing was at fault (out of memory, a kill by
 hand) costs the time of this and nothing else.
-
-When the process around all this dies, whoever tries its prompts again can ask for the same care: ``alone``.
 """
 
 from __future__ import annotations  # torch's types below are for the checker only
@@ -25,7 +23,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Protocol
 
 from tuco_vllm.errors import EngineError
-from tuco_vllm.score_requests import EngineInput, RowScores
+from tuco_vllm.score_requests import Adapted, EngineInput, RowScores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,13 +39,17 @@ DEATHS_IN_A_ROW = 8
 """So many engines may die without one prompt scored between them; then the fault is not the prompts'."""
 
 
+_START_TRIES = 3
+"""So often is the start of a new engine tried: what the dead one held may not be free yet."""
+
+
 class Scoring(Protocol):
     """What a feeder uses of ``engine.scorer.Scorer``."""
 
     max_num_seqs: int
     """How many prompts it runs at a time."""
 
-    def submit(self, asked: EngineInput) -> str:
+    def submit(self, asked: EngineInput | Adapted) -> str:
         """Put a prompt into the queue. Returns the request's name; raises EngineError if the engine died."""
 
     def step(self) -> list[tuple[str, Result]]:
@@ -61,8 +63,7 @@ class Scoring(Protocol):
 class _Work:
     """One call of ``score``."""
 
-    prompts: Sequence[EngineInput]
-    alone: Callable[[int], None] | None
+    prompts: Sequence[EngineInput | Adapted]
     results: list[Result | str]
     left: int
     done: Future[list[Result | str]] = field(default_factory=Future)
@@ -101,17 +102,14 @@ class Feeder:
         self._thread = Thread(target=self._run, name="feeder", daemon=True)
         self._thread.start()
 
-    def score(
-        self, prompts: Sequence[EngineInput], *, alone: Callable[[int], None] | None = None
-    ) -> list[Result | str]:
+    def score(self, prompts: Sequence[EngineInput | Adapted]) -> list[Result | str]:
         """What the engine says of each prompt, or a SetAside. Waits; thread-safe.
 
-        With ``alone`` nothing runs beside a prompt, and ``alone`` is called with its place before it runs.
         Raises EngineError when engines go on dying, or a new one does not start.
         """
         if not prompts:
             return []
-        work = _Work(prompts, alone, [""] * len(prompts), len(prompts))
+        work = _Work(prompts, [""] * len(prompts), len(prompts))
         self._incoming.put(work)
         return work.done.result()
 
@@ -168,8 +166,6 @@ class Feeder:
 
     def _try_alone(self) -> None:
         work, place = self._suspects[0]
-        if work.alone is not None:
-            work.alone(place)
         try:
             self._engine.submit(work.prompts[place])
             while not (finished := self._engine.step()):
@@ -193,12 +189,17 @@ class Feeder:
                 f"(the last: {death}); rows already written are kept"
             )
         self._engine.close()
-        self._engine = self._start()
+        for left in reversed(range(_START_TRIES)):
+            try:
+                self._engine = self._start()
+                break
+            except EngineError:
+                if not left:
+                    raise
         self.starts += 1
 
     def _accept(self, work: _Work) -> None:
-        queue = self._waiting if work.alone is None else self._suspects
-        queue.extend((work, place) for place in range(len(work.prompts)))
+        self._waiting.extend((work, place) for place in range(len(work.prompts)))
 
     def _fail(self, error: BaseException) -> None:
         items = [*self._suspects, *self._in_flight.values(), *self._waiting]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from tuco_vllm.corpus.job import Counts
+from tuco_vllm.corpus.unit import Counts
 
 _LOG_SECONDS = 10.0
 _REDRAW_SECONDS = 0.2
@@ -69,16 +69,13 @@ class ProgressLine:
         total: rows of the whole job.
         done: what earlier runs of the job have done; rates leave it out.
         engine_states: engine number -> "ready" or what else it is.
-        begun: when scoring began, by time.monotonic().
     """
 
-    def __init__(
-        self, total: int, done: Counts, engine_states: Callable[[], dict[int, str]], begun: float
-    ) -> None:
+    def __init__(self, total: int, done: Counts, engine_states: Callable[[], dict[int, str]]) -> None:
         self._total = total
         self._engine_states = engine_states
         self._first = replace(done)  # the caller goes on counting in its own
-        self._start, self._shown = begun, time.monotonic()
+        self._start = self._shown = time.monotonic()
         console = Console(stderr=True)
         self._live = (
             Progress(
@@ -105,7 +102,7 @@ class ProgressLine:
             self._live.stop()
 
     def show(self, counts: Counts, *, last: bool = False) -> None:
-        """Call after every chunk; it draws only as often as is of use, and in any case the ``last`` time."""
+        """Call now and then; it draws only as often as is of use, and in any case the ``last`` time."""
         now = time.monotonic()
         if not last and now - self._shown < (_REDRAW_SECONDS if self._live is not None else _LOG_SECONDS):
             return

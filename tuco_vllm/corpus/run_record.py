@@ -5,54 +5,54 @@ import platform
 import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
+import ray
 
 from tuco_vllm import __version__
-from tuco_vllm.corpus.chunks import ScoredChunk
 from tuco_vllm.corpus.duplicates import Duplicates
-from tuco_vllm.corpus.job import Counts
-from tuco_vllm.corpus.publish import write_whole
-
-_SAVE_SECONDS = 10.0
+from tuco_vllm.corpus.unit import Counts
+from tuco_vllm.corpus.worker import Report
+from tuco_vllm.records import RUN_FILE
+from tuco_vllm.store import Store
 
 
 class RunRecord:
     """Keeps run.json current. Seconds of scoring add up over the runs of a resumed job.
 
     Args:
-        path: where run.json lies.
+        store: where the job's output lies.
         total: rows of the whole job.
-        committed: what earlier runs of the job have committed.
+        done: what earlier runs of the job have done.
         details: further JSON values: settings, models, versions, the command.
         engines: what each engine has done in this run.
 
-    ``begun`` is when scoring began, by time.monotonic(); ``duplicates`` may be set before the last ``save``.
+    ``duplicates`` may be set before the last ``save``.
     """
 
     def __init__(
-        self, path: Path, total: int, committed: Counts, details: dict[str, Any], engines: "EngineTally"
+        self, store: Store, total: int, done: Counts, details: dict[str, Any], engines: "EngineTally"
     ) -> None:
         self.duplicates: Duplicates | None = None
-        self._engines = engines
-        self._path = path
-        self._details = details
-        self._total = total
-        self._first = replace(committed)  # the caller goes on counting in its own
-        self._earlier_seconds = _earlier_seconds(path) if committed.rows else 0.0
+        self._store, self._total, self._details, self._engines = store, total, details, engines
+        self._first = replace(done)  # the caller goes on counting in its own
+        self._earlier_seconds = _earlier_seconds(store) if done.rows else 0.0
         self._started = datetime.now(UTC)
-        self.begun = time.monotonic()
-        self._saved = 0.0
+        self._begun = time.monotonic()
+        self._seconds: float | None = None
 
-    def save(self, state: str, counts: Counts, committed: int, error: str | None = None) -> None:
+    def scored(self) -> None:
+        """Scoring is over: what follows is not counted in its seconds."""
+        self._seconds = time.monotonic() - self._begun
+
+    def save(self, state: str, done: Counts, seen: Counts | None = None, error: str | None = None) -> None:
         """Write run.json. ``state``: running, finished, interrupted or failed.
 
-        ``counts`` are of the whole job, ``committed`` the rows that this run has put into parts.
+        ``done`` is what lies in parts; ``seen`` has the rows of units at hand as well.
         """
-        seconds = time.monotonic() - self.begun
-        here = counts.prompt_tokens - self._first.prompt_tokens
+        seen = seen or done
+        seconds = time.monotonic() - self._begun if self._seconds is None else self._seconds
+        rows, tokens = seen.rows - self._first.rows, seen.prompt_tokens - self._first.prompt_tokens
         record = {
             "state": state,
             "error": error,
@@ -60,34 +60,29 @@ class RunRecord:
             "versions": {
                 "tuco_vllm": __version__,
                 "python": platform.python_version(),
+                "ray": ray.__version__,
                 **self._details.get("versions", {}),
             },
             "counts": {
                 "rows_total": self._total,
-                "rows": counts.rows,
-                "rows_committed": self._first.rows + committed,
-                "errors": counts.errors,
-                "quarantined": len(counts.set_aside),
-                "prompt_tokens": counts.prompt_tokens,
+                "rows": seen.rows,
+                "rows_committed": done.rows,
+                "errors": seen.errors,
+                "quarantined": len(done.set_aside),
+                "prompt_tokens": seen.prompt_tokens,
             },
-            "set_aside_rows": counts.set_aside,
+            "set_aside_rows": sorted(done.set_aside),
             "timings": {
                 "started": self._started.isoformat(timespec="seconds"),
                 "updated": datetime.now(UTC).isoformat(timespec="seconds"),
                 "score_seconds": round(self._earlier_seconds + seconds, 3),
-                "rows_per_second": round((counts.rows - self._first.rows) / seconds, 3) if seconds else 0.0,
-                "prompt_tokens_per_second": round(here / seconds, 3) if seconds else 0.0,
+                "rows_per_second": round(rows / seconds, 3) if seconds else 0.0,
+                "prompt_tokens_per_second": round(tokens / seconds, 3) if seconds else 0.0,
             },
             "engines": self._engines.as_json(),
             "duplicate_ids": asdict(self.duplicates) if self.duplicates else None,
         }
-        write_whole(self._path, json.dumps(record, indent=1))
-        self._saved = time.monotonic()
-
-    def save_now_and_then(self, counts: Counts, committed: int) -> None:
-        """Write run.json if the last time is some seconds ago: for whoever watches a running job."""
-        if time.monotonic() - self._saved >= _SAVE_SECONDS:
-            self.save("running", counts, committed)
+        self._store.replace(RUN_FILE, json.dumps(record, indent=1).encode())
 
 
 class EngineTally:
@@ -96,16 +91,15 @@ class EngineTally:
     def __init__(self) -> None:
         self._rows: dict[int, int] = {}
         self._tokens: dict[int, int] = {}
-        self._processes: dict[int, dict[str, ScoredChunk]] = {}  # the last chunk of each process
+        self._processes: dict[int, dict[str, Report]] = {}  # the last report of each process
         self._states: dict[int, str] = {}
 
-    def add(self, chunk: ScoredChunk, states: dict[int, str]) -> None:
-        """Count a chunk; ``states`` is how the engines are now."""
-        number = chunk.engine
-        self._rows[number] = self._rows.get(number, 0) + chunk.table.num_rows
-        tokens = pc.sum(chunk.table["prompt_tokens"]).as_py() or 0
-        self._tokens[number] = self._tokens.get(number, 0) + tokens
-        self._processes.setdefault(number, {})[chunk.process] = chunk
+    def add(self, report: Report, states: dict[int, str]) -> None:
+        """Count a unit; ``states`` is how the engines are now."""
+        number = report.engine
+        self._rows[number] = self._rows.get(number, 0) + report.done.rows
+        self._tokens[number] = self._tokens.get(number, 0) + report.done.prompt_tokens
+        self._processes.setdefault(number, {})[report.process] = report
         self._states = states
 
     def as_json(self) -> list[dict[str, Any]]:
@@ -113,14 +107,14 @@ class EngineTally:
         return [self._entry(number) for number in sorted({*self._rows, *self._states})]
 
     def _entry(self, number: int) -> dict[str, Any]:
-        chunks = self._processes.get(number, {})
-        busy = sum(chunk.busy_seconds for chunk in chunks.values())
-        ready = sum(chunk.ready_seconds for chunk in chunks.values())
+        reports = self._processes.get(number, {})
+        busy = sum(report.busy_seconds for report in reports.values())
+        ready = sum(report.ready_seconds for report in reports.values())
         return {
             "name": f"engine {number}",
-            "node": next(reversed(chunks), "").partition(":")[0],
+            "node": next(reversed(reports), "").partition(":")[0],
             "state": self._states.get(number, "gone"),
-            "starts": sum(chunk.starts for chunk in chunks.values()),
+            "starts": sum(report.starts for report in reports.values()),
             "rows": self._rows.get(number, 0),
             "prompt_tokens": self._tokens.get(number, 0),
             "busy_seconds": round(busy, 3),
@@ -128,8 +122,8 @@ class EngineTally:
         }
 
 
-def _earlier_seconds(path: Path) -> float:
+def _earlier_seconds(store: Store) -> float:
     try:
-        return float(json.loads(path.read_text())["timings"]["score_seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(json.loads(store.read(RUN_FILE) or b"")["timings"]["score_seconds"])
+    except (ValueError, KeyError, TypeError):
         return 0.0  # a count for people: its loss is no reason to stop

@@ -6,11 +6,14 @@ from tuco_vllm.analysis.figures import save_groups
 from tuco_vllm.analysis.groups import print_groups, read_groups
 from tuco_vllm.analysis.tables import print_summary
 from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus.actor import encoder_maker, engine_starter
 from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.corpus.columns import Columns
-from tuco_vllm.corpus.pipeline import pipeline_of
-from tuco_vllm.corpus.run import ScoreJob, score_corpus
+from tuco_vllm.corpus.driver import Workers
+from tuco_vllm.corpus.job import ScoreJob
+from tuco_vllm.corpus.run import score_corpus
 from tuco_vllm.demo import FT, PROMPTS, PT
+from tuco_vllm.store import store_at
 
 BASELINE = "plain text"
 
@@ -22,14 +25,15 @@ def run_demo(out: Path) -> int:
     """
     job = ScoreJob(
         inputs=(str(PROMPTS),),
-        out=out,
+        out=str(out),
         columns=Columns(id="id"),
         overwrite=True,
         command=("tuco", "demo"),
     )
     pair = resolve_pair(PT, FT)
-    score_corpus(job, pair, lambda _: pipeline_of(job, pair, Cluster(), {"enforce_eager": True}))
-    print_summary(out)
+    start_engine = engine_starter(pair, Cluster(), {"enforce_eager": True})
+    score_corpus(job, pair, lambda _: Workers(Cluster(), start_engine, encoder_maker(job, pair)))
+    print_summary(store_at(str(out)))
     groups = read_groups(out, "group")
     print_groups(groups, BASELINE)
     picture = out / "tuco-by-group.png"
