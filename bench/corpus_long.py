@@ -26,9 +26,7 @@ import pyarrow.parquet as pq
 
 GROUPS = (  # the first whose text is in a command line
     ("engine core and its workers", "VLLM::"),
-    ("engine actors", "(EngineActor"),
-    ("reader and tokenisers", "Tokeniser"),
-    ("reader and tokenisers", "(read)"),
+    ("workers", "WorkerActor"),
     ("raylet, object store", "raylet/raylet"),
     ("Ray's other processes", "ray"),
 )
@@ -161,15 +159,22 @@ def rows_between(seconds: Sequence[float], rows: Sequence[int]) -> list[float]:
 def check_rows(out: Path, name: str) -> dict[str, int]:
     """Stream over a run's parts: rows, errors, tokens. Raises RuntimeError unless ids are NAME:0, NAME:1, ...
 
-    They are counted in order, so each is there once and none is missing up to the last.
+    A part says at which row it begins. They are counted in order, so each is there once; of a run that was
+    stopped, some before the last may be missing.
     """
-    found = {"rows": 0, "errors": 0, "prompt_tokens": 0, "parts": 0}
+    found, row = {"rows": 0, "errors": 0, "prompt_tokens": 0, "parts": 0}, 0
     for path in sorted(out.glob("part-*.parquet")):
+        part = pq.ParquetFile(path)
+        first = int(part.schema_arrow.metadata[b"tuco.first_row"])
+        if first < row:
+            raise RuntimeError(f"{path.name} begins at row {first}, the part before it ends at {row}")
+        row = first
         found["parts"] += 1
-        for batch in pq.ParquetFile(path).iter_batches(columns=["id", "error", "prompt_tokens"]):
-            wanted = [f"{name}:{number}" for number in range(found["rows"], found["rows"] + len(batch))]
+        for batch in part.iter_batches(columns=["id", "error", "prompt_tokens"]):
+            wanted = [f"{name}:{number}" for number in range(row, row + len(batch))]
             if batch["id"].to_pylist() != wanted:
                 raise RuntimeError(f"{path.name}: ids are not {wanted[0]} to {wanted[-1]}")
+            row += len(batch)
             found["rows"] += len(batch)
             found["errors"] += len(batch) - batch["error"].null_count
             found["prompt_tokens"] += pc.sum(batch["prompt_tokens"]).as_py() or 0

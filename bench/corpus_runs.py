@@ -23,17 +23,16 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from corpus_long import Watch, running
-from corpus_model import compared, prompts
-from corpus_stages import LocalPipeline, make_encoder, median_cost, source_of, write_lines
-from score import floor, spread
+from corpus_model import compared, prompts, ratio_budget
+from corpus_stages import LocalWorkers, make_encoder, write_lines
+from score import spread
 
 from tuco_vllm.config import resolve_pair
-from tuco_vllm.corpus.job import JobDirectory
-from tuco_vllm.corpus.run import ScoreJob, score_corpus
+from tuco_vllm.corpus.job import ScoreJob
+from tuco_vllm.corpus.run import score_corpus
 
-FLOOR, GOAL = 0.90, 0.97
 LONG = 256
-"""Of pipeline over bare engine, for prompts of so many tokens on."""
+"""Tokens of the longer prompts."""
 
 Paths = tuple[str, str]
 """The directories of PT and FT."""
@@ -83,7 +82,8 @@ def _bare_engine(pair: Paths, texts: list[str], eager: bool) -> tuple[float, int
     checked = resolve_pair(*pair)
     encoder = make_encoder(checked.ft.directory)
     token_ids = [encoder.encode(text).token_ids for text in texts]
-    scorer = Scorer(checked, **({"enforce_eager": True} if eager else {}))
+    arguments: dict[str, Any] = {"enforce_eager": True} if eager else {}
+    scorer = Scorer(checked, **arguments)
     try:
         began = time.monotonic()
         found = sum(1 for _ in scorer.stream(enumerate(token_ids)))
@@ -154,9 +154,7 @@ def measure_cell(
         "rounds": options.rounds,
         "prompt_tokens_of_the_last_round": turns[sides[0]][-1].prompt_tokens,
         "ratios": ratios,
-        "floors": [{**floor("pipeline / bare engine", budget["median"], FLOOR), "goal": GOAL}]
-        if budget and tokens >= LONG and not options.quick
-        else [],
+        "floors": ratio_budget(tokens, budget["median"]) if budget and not options.quick else [],
         "same_cores": cores.get("0") == cores.get("1") if budget else None,
         "rows_per_second": {
             str(s): round(median(t.rows / t.seconds for t in own), 2) for s, own in turns.items()
@@ -237,26 +235,25 @@ def compare_outputs(outs: Sequence[Path], worst: dict[str, Any] | None) -> dict[
 def resume_costs(pair: Paths, words: Mapping[str, int], options: Namespace, scratch: Path) -> dict[str, Any]:
     """Seconds from the command's start to its first new part, by the share that is done already.
 
-    What is done is what an earlier run leaves; it is made here without an engine, in a hundred parts.
+    What is done is what an earlier run leaves; it is made here without an engine, in about a hundred parts.
     """
     rows, eager = options.resume_rows, options.eager
     inputs, full = scratch / "resume.jsonl", scratch / "full"
     write_lines(prompts(rows, 15, seed=0, words=words), inputs)
     checked = resolve_pair(*pair)
     layers = json.loads((checked.ft.directory / "config.json").read_text())["num_hidden_layers"]
-    job = ScoreJob((str(inputs),), full, rows_per_file=rows // 100)
-    score_corpus(job, checked, lambda _: LocalPipeline(checked.ft.directory, layers))
+    job = ScoreJob((str(inputs),), str(full), rows_per_file=rows // 100)
+    score_corpus(job, checked, lambda _: LocalWorkers(checked.ft.directory, layers))
     (full / "_SUCCESS").unlink()
     seconds: dict[str, list[float]] = {"0": [], "10": [], "50": [], "90": []}
     for _ in range(options.resume_rounds):
         for share, taken in seconds.items():
             out = scratch / "resumed"
             shutil.copytree(full, out)
-            for part in sorted(out.glob("part-*"))[int(share) :]:
+            parts = sorted(out.glob("part-*"))
+            for part in parts[len(parts) * int(share) // 100 :]:
                 part.unlink()
-            taken.append(
-                _seconds_to_first_part(score_command(pair, inputs, out, eager, "--rows-per-file", "512"), out)
-            )
+            taken.append(_seconds_to_first_part(score_command(pair, inputs, out, eager), out))
             shutil.rmtree(out)
     return {
         "rows": rows,
@@ -264,26 +261,14 @@ def resume_costs(pair: Paths, words: Mapping[str, int], options: Namespace, scra
         "seconds_to_first_new_rows_at_percent_done": {
             k: [round(s, 2) for s in v] for k, v in seconds.items()
         },
-        **{name: round(rows / cost) for name, cost in _rereading(inputs, full, rows).items()},
-    }
-
-
-def _rereading(inputs: Path, full: Path, rows: int) -> dict[str, float]:
-    """CPU seconds of what a resume does again with all rows, one after the other."""
-    last = source_of(inputs, skip=rows - 1)
-    return {
-        "surveyed_rows_per_second": median_cost(lambda: source_of(inputs))[0],
-        "skipped_rows_per_second": median_cost(lambda: next(last.chunks()))[0],
-        "committed_rows_counted_per_second": median_cost(JobDirectory(full).committed)[0],
     }
 
 
 def _seconds_to_first_part(command: list[str], out: Path) -> float:
     before = len(list(out.glob("part-*")))
     began = time.monotonic()
-    new = out / f"part-{before:05d}.parquet"
     with running(command, stderr=subprocess.DEVNULL) as process:
-        while not new.exists():
+        while len(list(out.glob("part-*"))) == before:
             if process.poll() is not None:
                 raise RuntimeError(f"tuco score ended with {process.returncode} before it committed a row")
             time.sleep(0.02)

@@ -1,98 +1,109 @@
-"""What each stage of a corpus run costs by itself on one core, and what Ray adds.
+"""What does a row cost a worker beside its engine, on one core: all of it, and its stages by themselves?
 
-A stage's cost is CPU seconds, so what else runs on the machine does not count; ``wall`` stands beside it,
-which for the writer holds the disk's fsync. Ray's cost is taken with chunks of one short prompt and 128 KiB
-of passed-through text: such a chunk costs its stages next to nothing and moves as many bytes as a full one.
+A cost is CPU seconds, so what else runs on the machine does not count; ``wall`` stands beside it, which for
+the part holds the disk's fsync. ``worker`` is all that happens between records and part in a process whose
+engine answers at once; that is the stages, and threads, queues and a call of the engine for each prompt
+besides. The survey is not in it: that is paid once a job.
 """
 
 import gzip
 import json
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
-from tuco_vllm.corpus.board import EngineFacts
-from tuco_vllm.corpus.chunks import CHUNK_CHARACTERS, ScoredChunk, Source, from_bytes, to_bytes
-from tuco_vllm.corpus.columns import Columns, survey
+from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus.chunks import UnitReader
+from tuco_vllm.corpus.columns import Columns
+from tuco_vllm.corpus.feeder import Feeder
 from tuco_vllm.corpus.inputs import find_inputs
+from tuco_vllm.corpus.job import ScoreJob
+from tuco_vllm.corpus.part import PartWriter
+from tuco_vllm.corpus.plan import Plan, surveyed
+from tuco_vllm.corpus.run import score_corpus
 from tuco_vllm.corpus.stages import scored, tokenised
-from tuco_vllm.corpus.writer import PartWriter
+from tuco_vllm.corpus.unit import Unit, UnitDone
+from tuco_vllm.corpus.worker import EngineFacts, Report, Work, Worker
 from tuco_vllm.demo import FT, PT
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
+from tuco_vllm.store import LocalStore
 
 REPEATS = 3
+UNIT_ROWS = 10_000
 
 
 class NoEngine:
-    """Has what a pipeline uses of an engine; every prompt is done at the next step, with random norms."""
+    """Has what a worker uses of an engine; every prompt is done at the next step, with random norms."""
 
-    dtype, vllm_version, max_model_len = "float32", "none", 1 << 20
+    dtype = row_dtype = "float32"
+    vllm_version, max_model_len, max_num_seqs = "none", 1 << 20, 1 << 20
 
-    def __init__(self, layers: int, place: int = 0, engines: int = 1) -> None:
+    def __init__(self, layers: int) -> None:
         self.num_layers = layers
-        self._random = np.random.default_rng(0)
-        self._waiting: deque[str] = deque()
+        self._norms = cycle(torch.rand(4096, layers, 7).unbind())
+        self._waiting: list[str] = []
         self._names = 0
 
-    def submit(self, token_ids: list[int]) -> str:
+    def submit(self, asked: Any) -> str:
         self._names += 1
         self._waiting.append(str(self._names))
         return self._waiting[-1]
 
     def step(self) -> list[tuple[str, Any]]:
-        names = list(self._waiting)
-        self._waiting.clear()
+        names, self._waiting = self._waiting, []
         return list(zip(names, self.score(names), strict=True))
 
     def score(self, prompts: Sequence[Any]) -> list[Any]:
-        return list(self._random.random((len(prompts), self.num_layers, 7), np.float32))
+        return list(islice(self._norms, len(prompts)))
 
     def close(self) -> None:
         pass
 
 
-class LocalPipeline:
-    """A job's stages in this process, around no engine: what a run leaves, without the time of a run."""
+class LocalWorkers:
+    """A job's worker in this process, around no engine: what a run leaves, without the time of a run.
+
+    ``seconds`` is what all units took, of CPU and by the wall.
+    """
 
     def __init__(self, ft: Path, layers: int) -> None:
         self._encoder, self._engine = make_encoder(ft), NoEngine(layers)
-        self._encoder.max_model_len = NoEngine.max_model_len
+        self.seconds = 0.0, 0.0
 
-    def __enter__(self) -> "LocalPipeline":
+    def __enter__(self) -> Self:
+        self._feeder = Feeder(lambda: self._engine)
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self._feeder.close()
 
-    def scored(self, source: Source) -> Iterator[ScoredChunk]:
-        first = source.skip
-        for chunk in source.chunks():
-            table = scored(tokenised(chunk, self._encoder), self._engine)
-            yield ScoredChunk(first, table, 0, "here:1", 1, 0.0, 0.0)
-            first += chunk.num_rows
+    def scored(self, work: Work, units: Iterable[Unit]) -> Iterator[Report]:
+        worker = Worker(self._feeder, self._encoder, self.facts(), work)
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield from (Report(worker.score(unit)) for unit in units)
+        self.seconds = time.process_time() - cpu, time.perf_counter() - wall
 
     def facts(self) -> EngineFacts:
-        engine = self._engine
-        return EngineFacts(
-            engine.dtype, engine.dtype, engine.max_model_len, engine.num_layers, "none", "none"
-        )
+        return EngineFacts.of(self._engine)
 
-    def engine_starts(self) -> dict[int, str]:
+    def starts(self) -> dict[int, str]:
         return {}
 
-    def engine_states(self) -> dict[int, str]:
+    def states(self) -> dict[int, str]:
         return {0: "ready"}
+
+    def in_hand(self) -> list[UnitDone]:
+        return []
 
 
 def make_encoder(ft: Path) -> PromptEncoder:
@@ -100,10 +111,16 @@ def make_encoder(ft: Path) -> PromptEncoder:
     return PromptEncoder(load_tokenizer(ft))
 
 
-def source_of(path: Path, skip: int = 0) -> Source:
-    """What a job reads of one file from row ``skip`` on; reads it once to know its columns, as a job does."""
+def plan_of(path: Path) -> tuple[UnitReader, Plan]:
+    """The reader and the units of one file, as a job makes them."""
     files = find_inputs([str(path)], out=path.parent / "out")
-    return Source(tuple(files), Columns(), survey(files, Columns()).extras, skip=skip)
+    content, surveys = surveyed(files, Columns())
+    return UnitReader(files, Columns(), content.extras), Plan.of(surveys, UNIT_ROWS, 1 << 40)
+
+
+def chunks_of(reader: UnitReader, plan: Plan) -> list[pa.Table]:
+    """All source chunks of a corpus."""
+    return [chunk for number in range(len(plan)) for chunk in reader.chunks(plan.unit(number))]
 
 
 def vocabulary(data: Path | None) -> dict[str, int]:
@@ -129,57 +146,65 @@ def write_lines(prompts: Iterator[str] | Sequence[str], path: Path) -> None:
         lines.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
 
 
-def stage_costs(prompts: Sequence[str], ft: Path, layers: int, directory: Path) -> dict[str, Any]:
-    """Rates and sizes of rows like ``prompts``, for a model of ``layers``. For a process of its own: it stays
-    on one core."""
+def stage_costs(prompts: Sequence[str], layers: int, directory: Path) -> dict[str, Any]:
+    """Costs of rows like ``prompts``, for a model of ``layers``. It keeps its process on one core."""
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     pa.set_cpu_count(1)
     paths = [directory / f"prompts.{kind}" for kind in ("jsonl", "jsonl.gz", "parquet")]
     for path in paths[:2]:
         write_lines(prompts, path)
     pq.write_table(pa.table({"prompt": list(prompts)}), paths[2])
-    encoder, engine = make_encoder(ft), NoEngine(layers)
-    encoder.max_model_len = engine.max_model_len
-    work: dict[str, Callable[[], object]] = {}
+    costs = {"worker": worker_cost(paths[0], layers, directory)}
     for path in paths:
         kind = path.name.removeprefix("prompts.")
-        source = source_of(path)
-        work[f"survey {kind}"] = partial(source_of, path)
-        work[f"read {kind}"] = lambda source=source: deque(source.chunks(), 0)
-    chunks = {"source": list(source_of(paths[0]).chunks())}
-    chunks["token"] = [tokenised(chunk, encoder) for chunk in chunks["source"]]
-    chunks["scored"] = [scored(chunk, engine) for chunk in chunks["token"]]
-    packed = {stage: [to_bytes(chunk) for chunk in held] for stage, held in chunks.items()}
-    for stage, held in chunks.items():
-        work[f"to_bytes {stage}"] = lambda held=held: [to_bytes(chunk) for chunk in held]
-        work[f"from_bytes {stage}"] = lambda data=packed[stage]: [from_bytes(each) for each in data]
-    work["tokenised()"] = lambda: [tokenised(chunk, encoder) for chunk in chunks["source"]]
-    work["scored()"] = lambda: [scored(chunk, engine) for chunk in chunks["token"]]
-    work["write"] = lambda: write_parts(chunks["scored"], layers, directory)
+        costs[f"survey {kind}"] = median_cost(partial(plan_of, path))
+        costs[f"read {kind}"] = median_cost(partial(chunks_of, *plan_of(path)))
+    encoder, engine = make_encoder(FT), NoEngine(layers)
+    encoder.max_model_len = engine.max_model_len
+    source = chunks_of(*plan_of(paths[0]))
+    tokens = [tokenised(chunk, encoder) for chunk in source]
+    done = [scored(chunk, engine) for chunk in tokens]
+    costs["tokenise"] = median_cost(lambda: [tokenised(chunk, encoder) for chunk in source])
+    costs["score"] = median_cost(lambda: [scored(chunk, engine) for chunk in tokens])
+    costs["write"] = median_cost(lambda: write_part(done, directory))
     count, text = len(prompts), sum(len(prompt.encode()) for prompt in prompts)
-    tokens = sum(pc.sum(pc.list_value_length(chunk["token_ids"])).as_py() for chunk in chunks["token"])
-    costs = {name: median_cost(each) for name, each in work.items()}
+    ids = sum(pc.sum(pc.list_value_length(chunk["token_ids"])).as_py() for chunk in tokens)
     return {
         "rows": count,
         "layers": layers,
-        "tokens": round(tokens / count, 2),
+        "tokens": round(ids / count, 2),
         "text_bytes": round(text / count, 1),
-        "chunk_rows": round(count / len(chunks["source"]), 1),
-        "seconds_a_row": {name: cpu / count for name, (cpu, _) in costs.items()},
-        "rows_per_second": {name: round(count / cpu) for name, (cpu, _) in costs.items()},
-        "rows_per_second_wall": {name: round(count / wall) for name, (_, wall) in costs.items()},
+        "microseconds_a_row": {name: round(cpu / count * 1e6, 3) for name, (cpu, _) in costs.items()},
+        "microseconds_a_row_wall": {name: round(wall / count * 1e6, 3) for name, (_, wall) in costs.items()},
         "MB_per_second": {name: round(text / cpu / 1e6, 2) for name, (cpu, _) in costs.items()},
-        "bytes_a_row": {stage: round(sum(map(len, data)) / count, 1) for stage, data in packed.items()},
-        "file_bytes_a_row": sum(path.stat().st_size for path in directory.glob("part-*")) / count,
+        "part_bytes_a_row": (directory / "part-0.parquet").stat().st_size / count,
     }
 
 
-def write_parts(chunks: Sequence[pa.Table], layers: int, directory: Path) -> None:
-    """What the driver does with scored chunks."""
-    writer = PartWriter(directory, (), {}, rows_per_file=10_000)
-    for chunk in chunks:
-        writer.write(chunk)
-    writer.commit()
+def worker_cost(path: Path, layers: int, directory: Path) -> tuple[float, float]:
+    """CPU and wall seconds of a worker for a file's rows: medians of REPEATS, after one that warms up."""
+    outs = [directory / f"out{number}" for number in range(REPEATS + 1)]
+    _, *taken = (worker_seconds(path, layers, out) for out in outs)
+    return median(cpu for cpu, _ in taken), median(wall for _, wall in taken)
+
+
+def worker_seconds(path: Path, layers: int, out: Path) -> tuple[float, float]:
+    """CPU and wall seconds of a worker for a file's rows."""
+    workers = LocalWorkers(FT, layers)
+    score_corpus(ScoreJob((str(path),), str(out)), resolve_pair(str(PT), str(FT)), lambda _: workers)
+    return workers.seconds
+
+
+def write_part(chunks: Sequence[pa.Table], directory: Path) -> None:
+    """What a worker does with scored chunks."""
+    store, rows = LocalStore(directory), sum(chunk.num_rows for chunk in chunks)
+    with store.scratch() as path:
+        with PartWriter(path, Unit(0, 0, 0, 0, rows, 0), (), {"tuco.job": "bench"}) as part:
+            for chunk in chunks:
+                part.write(chunk)
+            part.close()
+        (directory / "part-0.parquet").unlink(missing_ok=True)
+        store.publish(path, "part-0.parquet")
 
 
 def median_cost(work: Callable[[], object]) -> tuple[float, float]:
@@ -191,51 +216,3 @@ def median_cost(work: Callable[[], object]) -> tuple[float, float]:
         work()
         taken.append((max(time.process_time() - cpu, 1e-6), time.perf_counter() - wall))
     return median(cpu for cpu, _ in taken), median(wall for _, wall in taken)
-
-
-def ray_costs(engines: int, chunks: int, ft: Path, directory: Path) -> dict[str, Any]:
-    """What a chunk costs the driver and Ray's servers, around engines that do nothing; in its own process.
-
-    ``cpu`` is seconds a chunk of: the driver, raylet and GCS, and everything else (the workers).
-    """
-    from tuco_vllm.corpus.cluster import Cluster
-    from tuco_vllm.corpus.pipeline import Pipeline
-
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Ray's workers take NoEngine from here
-    path = directory / f"chunks{engines}.jsonl"
-    with path.open("w") as lines:
-        for number in range(chunks):
-            lines.write(json.dumps({"prompt": f"{number} a", "pad": "x" * CHUNK_CHARACTERS}) + "\n")
-    stamps: list[tuple[float, dict[str, float]]] = []
-    skipped = max(1, chunks // 10)
-    with Pipeline(Cluster(engines), partial(NoEngine, 6), partial(make_encoder, ft)) as pipeline:
-        for number, _ in enumerate(pipeline.scored(source_of(path))):
-            if number in (skipped, chunks - 1):
-                stamps.append((time.monotonic(), tree_cpu()))
-            if number == skipped:
-                titles = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
-    path.unlink()
-    (began, before), (ended, after) = stamps
-    done = chunks - 1 - skipped
-    return {
-        "engines": engines,
-        "chunks": done,
-        "chunks_per_second": round(done / (ended - began), 2),
-        "chunks_per_second_of_a_driver_with_its_own_core": round(
-            done / (after["driver"] - before["driver"]), 1
-        ),
-        "cpu": {name: round((after[name] - before[name]) / done, 6) for name in after},
-        "reader_and_tokeniser_are_one": any("read)->Map(Tokeniser" in title for title in titles),
-    }
-
-
-def tree_cpu() -> dict[str, float]:
-    """CPU seconds of this process, of Ray's servers below it, and of all others below it."""
-    taken = {"driver": time.process_time(), "ray servers": 0.0, "workers": 0.0}
-    for process in psutil.Process().children(recursive=True):
-        try:
-            times, name = process.cpu_times(), process.name()
-        except psutil.Error:
-            continue
-        taken["ray servers" if name in ("raylet", "gcs_server") else "workers"] += times.user + times.system
-    return taken
