@@ -32,6 +32,7 @@ from tuco_vllm.analysis.groups import auc, read_groups
 from tuco_vllm.analysis.tables import read_run, summarise
 from tuco_vllm.demo import FT, PT
 from tuco_vllm.prompts import load_tokenizer
+from tuco_vllm.store import store_at
 
 WINDOW_TOKENS = 97
 CHAT, TEXT = "chat", "text"
@@ -205,7 +206,7 @@ def main() -> None:
         began = time.monotonic()
         subprocess.run(command, check=True)
         seconds = time.monotonic() - began
-        summary, timings = summarise(out), read_run(out)["timings"]
+        summary, timings = summarise(store_at(out)), read_run(store_at(out))["timings"]
         record = {
             **origin,
             "command": "python bench/real_inputs.py --data DIR",  # where the data lie is nobody's business

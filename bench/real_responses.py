@@ -26,6 +26,7 @@ from rich.table import Table
 
 from tuco_vllm.analysis.tables import read_run
 from tuco_vllm.demo import FT, PT
+from tuco_vllm.store import store_at
 
 POSITIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 """Of a response's tokens, counted from 0."""
@@ -75,7 +76,7 @@ def main() -> None:
             "bench": "real_responses",
             "limit": options.limit,
             "sets": sets,
-            "score_seconds": read_run(out)["timings"].get("score_seconds"),
+            "score_seconds": read_run(store_at(out))["timings"].get("score_seconds"),
             # Where the data lie is nobody's business.
             "provenance": {
                 **origin,
