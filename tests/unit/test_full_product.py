@@ -1,4 +1,4 @@
-"""What decides whether a shard of the parity product must run again: the code that its tests import, at most."""
+"""Whether a shard of the parity product must run again: all code that its tests import counts."""
 
 import ast
 from pathlib import Path
