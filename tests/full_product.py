@@ -1,8 +1,8 @@
 """The whole parity product, hours on two cores: ``make test-full``. It can be stopped, and goes on.
 
 One shard for each pair of models, then one for all other tests; two run at a time. Each leaves a record in
-bench/results/test_full.jsonl, and one that has passed with the code as it is now is not run again. Of a pair's
-only the code counts that a cell may run.
+bench/results/test_full.jsonl, and one that has passed with the code as it is now is not run again. Of a
+pair's only the code counts that a cell may run.
 """
 
 import json
