@@ -138,9 +138,6 @@ class DeadlyEncoder:
             os._exit(11)
         return self._encoder.encode(prompt, **options)
 
-    def encode_texts(self, prompts):
-        return [self.encode(prompt) for prompt in prompts]
-
 
 def test_a_row_that_kills_the_tokenizer_is_set_aside(score, undisturbed, models):
     rows, record = score(make_encoder=partial(DeadlyEncoder, models[1], "prompt 2501"))
