@@ -52,7 +52,9 @@ def test_each_row_under_each_and_parts_in_order(score, corpus, tmp_path, others,
             assert row["tuco"] == truth.tuco
     record = json.loads((tmp_path / "out/_tuco/run.json").read_text())
     assert (record["counts"]["rows"], record["counts"]["rows_total"]) == (150, 150)
-    prints = {pq.read_metadata(part).metadata[b"tuco.ft_fingerprint"] for part in (tmp_path / "out").glob("part-*")}
+    prints = {
+        pq.read_metadata(part).metadata[b"tuco.ft_fingerprint"] for part in (tmp_path / "out").glob("part-*")
+    }
     assert len(prints) == 3
     names = {pq.read_metadata(part).metadata[b"tuco.ft"] for part in (tmp_path / "out").glob("part-*")}
     assert names == {own.encode(), b"one", b"two"}

@@ -57,4 +57,6 @@ def test_a_close_look_tells_of_each_row_and_of_their_end(worker):
     assert told == [*rows, (None, True)]
     assert (done.errors, done.set_aside) == (2, (1, 3))
     part = worker.work.store.open(part_name(0, "ab12"))
-    assert pq.read_table(part)["prompt"].to_pylist() == ["p 0", "p 1", "p 2", None, "p 4"], "the fourth unread"
+    assert pq.read_table(part)["prompt"].to_pylist() == ["p 0", "p 1", "p 2", None, "p 4"], (
+        "the fourth unread"
+    )
