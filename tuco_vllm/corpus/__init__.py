@@ -1,1 +1,1 @@
-"""A scoring job: inputs are cut into units, and workers read, score and write one each, whatever is killed."""
+"""A scoring job: inputs are cut into units; workers read, score and write one each, whatever is killed."""

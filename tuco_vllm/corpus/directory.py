@@ -197,7 +197,8 @@ class JobDirectory:
         """Let the job have these inputs, and the units of ``plan``: its own, and more behind them."""
         self._owned().check()
         job = self._begun()
-        number = 1 + max((int(Path(name).stem.removeprefix("job-")) for name in self._extensions()), default=1)
+        numbers = (int(Path(name).stem.removeprefix("job-")) for name in self._extensions())
+        number = 1 + max(numbers, default=1)
         plan_name = f"{_PLANS}/{job['job']}-{number}.parquet"
         self.store.replace(plan_name, plan.to_parquet())
         first = job.get("first_inputs") or len(job["inputs"])

@@ -5,8 +5,8 @@ processes, there is no order to keep, and a loop around ``ray.wait`` is enough.
 
 Which guarantee comes from where:
 
-- A row is written once: parts have one name, created if absent (``store/places.py``). So whatever is done twice here
-  costs time only.
+- A row is written once: parts have one name, created if absent (``store/places.py``). So whatever is done
+  twice here costs time only.
 - A process that dies is replaced, and its units are done again. After a unit's first death it runs alone in
   its process, after two a row at a time; the row that is at hand when the third and the fourth die is set
   aside with its error. Nothing is tried without a bound.
