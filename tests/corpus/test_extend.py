@@ -133,6 +133,6 @@ def test_files_without_rows_add_nothing(score, day, tmp_path):
     score(tmp_path / "in")
     day("b.jsonl", 0)
     assert score(tmp_path / "in", extend=True) is None
-    day("c.jsonl", 2)
+    write(tmp_path / "in/c.jsonl", [{"prompt": "x"}, {"prompt": "y"}])
     assert score(tmp_path / "in", extend=True).rows_scored == 2
     assert score(tmp_path / "in") is None
