@@ -5,7 +5,7 @@
 PLAN: inputs, out, pt, ft, dtype, rows_per_file; engines, or 0 for a fake one in this process, without Ray;
 faults, a list of ``faulty_store.Fault``'s arguments, of whichever process comes by; engine_dies_after, a
 number of parts after which vLLM's engine process is killed; step_seconds, what the fake one here takes for a
-step; beat_seconds, of heartbeats; marks, a folder; fake, whether engines are fakes.
+step; beat_seconds, of heartbeats, log_seconds, of the log; marks, a folder; fake, whether engines are fakes.
 """
 
 import json
@@ -75,7 +75,7 @@ def main(plan_file):
     )
     cluster = Cluster(plan["engines"])
     Killing.after, SlowScorer.seconds = plan["engine_dies_after"], plan["step_seconds"]
-    epoch.BEAT_SECONDS = plan["beat_seconds"]
+    epoch.BEAT_SECONDS, run._LOG_SECONDS = plan["beat_seconds"], plan["log_seconds"]
 
     def open_workers(tokens):
         if not plan["engines"]:

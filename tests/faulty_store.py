@@ -3,12 +3,12 @@
 import errno
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from tuco_vllm.store import OutputError
+from tuco_vllm.store import refusals
 
 WRITING = ("create", "replace", "publish", "delete")
 
@@ -38,11 +38,9 @@ class FaultyStore:
     store: Any
     folder: Path
     faults: tuple[Fault, ...] = ()
-    steps: list[str] = field(default_factory=list)
-    """What this process has written, in order."""
 
     def __getattr__(self, name):
-        if name.startswith("__") or name in ("store", "folder", "faults", "steps"):
+        if name.startswith("__") or name in ("store", "folder", "faults"):
             raise AttributeError(name)  # while it is being unpickled
         return getattr(self.store, name)
 
@@ -60,7 +58,6 @@ class FaultyStore:
             self._do("delete", name, lambda name=name: self.store.delete(name))
 
     def _do(self, step, name, call):
-        self.steps.append(f"{step} {name}")
         self._fault(step, name, "before")
         answer = call()
         return False if self._fault(step, name, "after") == "lose" else answer
@@ -74,7 +71,8 @@ class FaultyStore:
             except FileExistsError:
                 continue
             if fault.what == "full":
-                raise OutputError(f"cannot write {name}: {os.strerror(errno.ENOSPC)}; finished parts stay")
+                with refusals(name):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if fault.what == "cut":
                 self.store.delete(name)
                 self.store.create(name, b"")

@@ -17,3 +17,7 @@ class EngineError(TucoError):
     """The engine could not start or died; work already written stays."""
 
     exit_code = 3
+
+
+class EngineStartError(EngineError):
+    """An engine that is to take the place of a dead one does not start."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -137,9 +138,6 @@ class DeadlyEncoder:
             os._exit(11)
         return self._encoder.encode(prompt, **options)
 
-    def encode_texts(self, prompts):
-        return [self.encode(prompt) for prompt in prompts]
-
 
 def test_a_row_that_kills_the_tokenizer_is_set_aside(score, undisturbed, models):
     rows, record = score(make_encoder=partial(DeadlyEncoder, models[1], "prompt 2501"))
@@ -156,6 +154,36 @@ def test_what_dies_for_ever_ends_the_job(score, tmp_path):
         EngineError, match=r"the process that was to score the rows from \d+ on died \d+ times"
     ):
         score(always)
+
+
+class OneOfTwo(FakeScorer):
+    """At the second place none starts, once the first one works."""
+
+    def __init__(self, place, engines, *, folder):
+        super().__init__()
+        self._mark = folder / "working"
+        if place:
+            while not self._mark.exists():
+                time.sleep(0.05)
+            raise EngineError("no memory")
+
+    def step(self):
+        self._mark.touch()
+        time.sleep(0.02)
+        return super().step()
+
+
+@pytest.mark.slow  # starts four processes, one after the other
+def test_an_engine_that_cannot_start_any_more_is_given_up_where_others_go_on(
+    score, undisturbed, tmp_path, capfd
+):
+    rows, record = score(partial(OneOfTwo, folder=tmp_path), engines=2)
+    assert rows == undisturbed
+    assert [engine["state"] for engine in record["engines"]] == ["ready", "gone"]
+    assert (
+        "engine 1 is given up: 4 engines in a row did not start (the last: no memory)"
+        in capfd.readouterr().err
+    )
 
 
 def test_an_engine_that_does_not_start_says_why_and_nothing_is_removed(score, corpus, tmp_path):

@@ -51,7 +51,7 @@ def test_only_the_new_are_scored_behind_the_others(score, day, tmp_path):
     assert score(tmp_path / "in", extend=True).rows_scored == 3
     assert [row["id"] for row in read(tmp_path / "out")][20:] == [f"c.jsonl:{n}" for n in range(3)]
     assert score(tmp_path / "in", extend=True) is None
-    with pytest.raises(InputError, match="it had 3 input files, now 1"):
+    with pytest.raises(InputError, match=r"--extend needs the job's own inputs too, and .*/a.jsonl is not"):
         score(tmp_path / "in/b.jsonl", extend=True)
 
 
@@ -72,7 +72,10 @@ def test_stopped_in_the_midst_of_it(score, day, tmp_path):
         score(tmp_path / "in", extend=True, rows_per_file=4, engine={"dies_after": 5})
     assert not (tmp_path / "out/_SUCCESS").exists()
     assert score(tmp_path / "in", rows_per_file=4).rows_scored in range(4, 12)  # it is the job's file now
-    assert len(read(tmp_path / "out")) == 22
+    ids = [row["id"] for row in read(tmp_path / "out")]
+    assert ids == [f"a.jsonl:{n}" for n in range(10)] + [f"b.jsonl:{n}" for n in range(12)]
+    counts = json.loads((tmp_path / "out/_tuco/run.json").read_text())["counts"]
+    assert (counts["rows"], counts["rows_total"], counts["rows_committed"]) == (22, 22, 22)
 
 
 def test_an_unfinished_job_can_be_extended(score, day, tmp_path):
@@ -123,3 +126,13 @@ def test_a_run_of_an_earlier_version_is_not_extended(score, day, tmp_path):
     day("b.jsonl")
     with pytest.raises(InputError, match="holds a run of an earlier version: choose another --out"):
         score(tmp_path / "in", extend=True)
+
+
+def test_files_without_rows_add_nothing(score, day, tmp_path):
+    day("a.jsonl", 0)
+    score(tmp_path / "in")
+    day("b.jsonl", 0)
+    assert score(tmp_path / "in", extend=True) is None
+    write(tmp_path / "in/c.jsonl", [{"prompt": "x"}, {"prompt": "y"}])
+    assert score(tmp_path / "in", extend=True).rows_scored == 2
+    assert score(tmp_path / "in") is None

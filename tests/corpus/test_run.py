@@ -162,6 +162,10 @@ def test_limit_layers_and_prompt(score, corpus, tmp_path):
     assert table["id"].to_pylist()[-1] == "b/x.jsonl:1"
     assert table.num_rows == 27
     assert not {"prompt", "ptc_norms", "cum_ftc_norms"} & set(table.column_names)
+    score(corpus, out="with-layers", prompt=False)
+    names = set(pq.read_table(tmp_path / "with-layers").column_names)
+    assert {"ptc_norms", "cum_ftc_norms"} < names
+    assert "prompt" not in names
 
 
 def test_ten_thousand_broken_rows_one_of_a_megabyte_and_an_empty_file(score, tmp_path):

@@ -10,6 +10,7 @@ from fake_scorer import fake_answer, fake_score, make_encoder
 
 from tuco_vllm.adapter import Adapter
 from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.records import TucoScore
 from tuco_vllm.score_requests import Adapted
@@ -51,6 +52,10 @@ def test_each_row_under_each_and_parts_in_order(score, corpus, tmp_path, others,
             assert row["tuco"] == truth.tuco
     record = json.loads((tmp_path / "out/_tuco/run.json").read_text())
     assert (record["counts"]["rows"], record["counts"]["rows_total"]) == (150, 150)
+    prints = {
+        pq.read_metadata(part).metadata[b"tuco.ft_fingerprint"] for part in (tmp_path / "out").glob("part-*")
+    }
+    assert len(prints) == 3
     names = {pq.read_metadata(part).metadata[b"tuco.ft"] for part in (tmp_path / "out").glob("part-*")}
     assert names == {own.encode(), b"one", b"two"}
     assert list(rows[0]).index("ft") == list(rows[0]).index("error") - 1
@@ -74,3 +79,11 @@ def test_an_input_column_of_that_name_keeps_its_values(score, tmp_path, others):
     assert (row["ft"], row["input_input_ft"], row["input_ft"]) == ("one", "mine", "too")
     score(tmp_path / "x.jsonl", out="plain")
     assert read(tmp_path / "plain")[0]["ft"] == "mine"
+
+
+def test_ids_of_the_users_own_do_not_repeat_for_being_scored_thrice(score, tmp_path, others):
+    rows = [{"prompt": f"p {n}", "key": f"k{n % 9}"} for n in range(10)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score(tmp_path / "x.jsonl", other_fts=others, columns=Columns(id="key"))
+    record = json.loads((tmp_path / "out/_tuco/run.json").read_text())
+    assert record["duplicate_ids"] == {"ids": 1, "rows": 2, "examples": [["k0", 2]]}

@@ -147,6 +147,16 @@ def test_the_status_of_a_running_job_counts_its_engines(tmp_path, capsys):
     assert "40/200 rows" in stopped, "rows that are in no part will be scored again"
 
 
+def test_while_engines_start_nothing_of_the_last_run_is_taken_for_this_one(tmp_path, capsys):
+    counts = {"rows": 50, "rows_committed": 40, "rows_total": 200}
+    write_run(
+        tmp_path, {"state": "failed", "engines": ENGINES, "counts": counts, "timings": {"rows_per_second": 9}}
+    )
+    print_status(at(tmp_path), "process 1")
+    [line] = capsys.readouterr().out.splitlines()
+    assert "running (process 1), its engines are starting: 40/200 rows" in line
+
+
 def test_an_older_run_has_a_status(tmp_path, capsys):
     write_run(tmp_path, {})
     write(tmp_path / "part-00000.parquet", [0.5])

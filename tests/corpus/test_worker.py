@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from fake_scorer import FakeScorer, make_encoder
 from object_store import object_store  # noqa: F401  (a fixture)
@@ -33,9 +34,10 @@ def worker(request, models, tmp_path):
     feeder.close()
 
 
-def test_a_part_that_is_there_counts_as_done(worker):
+def test_a_part_that_is_there_counts_as_done(worker, monkeypatch):
     """A process died behind it, the answer was lost, or a zombie wrote it."""
     done = worker.score(worker.unit)
+    monkeypatch.setattr(type(worker.work.store), "delete", lambda *_: pytest.fail("deleted"))
     assert worker.score(worker.unit) == done
     assert (done.rows, done.errors) == (5, 0)
 
@@ -54,3 +56,7 @@ def test_a_close_look_tells_of_each_row_and_of_their_end(worker):
     rows = [(0, False), (0, True), (1, False), (2, False), (2, True), (3, False), (4, False), (4, True)]
     assert told == [*rows, (None, True)]
     assert (done.errors, done.set_aside) == (2, (1, 3))
+    part = worker.work.store.open(part_name(0, "ab12"))
+    assert pq.read_table(part)["prompt"].to_pylist() == ["p 0", "p 1", "p 2", None, "p 4"], (
+        "the fourth unread"
+    )

@@ -196,11 +196,14 @@ def print_status(store: Store, running: str | None) -> None:
     """
     run = read_run(store)
     counts, timings = _field(run, "counts"), _field(run, "timings")
+    begins = running is not None and run.get("state", "running") != "running"  # run.json is the last run's
     # What a killed run had in hand it will do again.
-    rows = counts.get("rows" if running is not None else "rows_committed", 0)
+    rows = counts.get("rows" if running is not None and not begins else "rows_committed", 0)
     total = counts.get("rows_total", 0)
     rate = timings.get("rows_per_second", 0.0)
-    if running is not None:
+    if begins:
+        state = f"running ({running}), its engines are starting"
+    elif running is not None:
         left = timedelta(seconds=round((total - rows) / rate)) if rate else "?"
         state = f"running ({running}), {left} left"
     elif store.read(SUCCESS) is not None:
@@ -219,7 +222,7 @@ def print_status(store: Store, running: str | None) -> None:
     tokens = timings.get("prompt_tokens_per_second", 0.0)
     rates = f"{rate:,.1f} rows/s, {tokens:,.0f} tokens/s, {counts.get('errors', 0):,} errors"
     print(f"{store.where}: {state}: {rows:,}/{total:,} rows, {rates}")
-    if running is not None and (engines := run.get("engines")):
+    if running is not None and not begins and (engines := run.get("engines")):
         print(_engines_line(engines))
     if parts:
         print_summary(store)

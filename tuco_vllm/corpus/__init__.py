@@ -1,1 +1,1 @@
-"""A scoring job: read rows -> tokenise -> score -> commit Parquet, whatever is killed on the way."""
+"""A scoring job: inputs are cut into units; workers read, score and write one each, whatever is killed."""

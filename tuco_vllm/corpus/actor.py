@@ -1,5 +1,6 @@
 """A worker in an actor of Ray's, and how its process makes what it needs: an engine and an encoder."""
 
+import json
 import os
 import socket
 import time
@@ -60,7 +61,7 @@ def _start_engine(
     from tuco_vllm.engine.arguments import share_cpu
     from tuco_vllm.engine.scorer import Scorer
 
-    if len(adapters) > 1:  # a worker's two units may be of two
+    if len(adapters) > 1:  # a worker's two units may be under different ones
         rank = max(map(room_for, adapters))
         engine_args = {"max_loras": 2, "max_lora_rank": rank, **engine_args}
     return Scorer(pair, **share_cpu(place, engines_on_node, engine_args))
@@ -124,7 +125,8 @@ class WorkerActor:
         Raises InputError where the output is not what it is to the driver, as a folder may be that machines
         do not share: parts would lie where nobody looks for them.
         """
-        if work.store.read(f"{STATE}/job.json") is None:
+        said = work.store.read(f"{STATE}/job.json")
+        if said is None or json.loads(said).get("job") != work.job:
             where = f"--out {work.store.where} is another place on {socket.gethostname()}"
             raise InputError(f"{where}: name a folder that all machines share, or an object store")
         self._worker = Worker(self._feeder, self._encoder, self._facts, work)

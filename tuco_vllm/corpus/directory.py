@@ -4,9 +4,10 @@ part-{unit}-{job}.parquet   a unit of the plan each; which of them are there is 
 _SUCCESS                    all are
 _tuco/job.json              the job's identity and its random id, what the survey found; created if absent
 _tuco/job-0002.json         what --extend made of it
-_tuco/plan/{job}.parquet    the units
+_tuco/plan/{job}.parquet    the units; {job}-2.parquet after --extend
 _tuco/log/...               counts of parts, a cache (``unit_log.py``)
-_tuco/epoch/...             who writes, with heartbeats (``epoch.py``)
+_tuco/epoch/..., heartbeat-1.json   who writes (``epoch.py``)
+_tuco/tmp/, input-...       what is being written; copies of pipes, while a run lasts
 _tuco/replaced/{job}        a job that --overwrite removed: what its last workers may still write goes too
 _tuco/run.json              settings, counts, timings, for people (``run_record.py``)
 """
@@ -195,20 +196,23 @@ class JobDirectory:
     def extend(self, inputs: list[Any], plan: Plan) -> None:
         """Let the job have these inputs, and the units of ``plan``: its own, and more behind them."""
         self._owned().check()
-        job, number = self._begun(), len(self._extensions()) + 2
-        name = f"{_PLANS}/{job['job']}-{number}.parquet"
-        self.store.replace(name, plan.to_parquet())
+        job = self._begun()
+        numbers = (int(Path(name).stem.removeprefix("job-")) for name in self._extensions())
+        number = 1 + max(numbers, default=1)
+        plan_name = f"{_PLANS}/{job['job']}-{number}.parquet"
+        self.store.replace(plan_name, plan.to_parquet())
         first = job.get("first_inputs") or len(job["inputs"])
         record = {
             "job": job["job"],
             "inputs": inputs,
             "first_inputs": first,
             "units": len(plan),
-            "plan": name,
+            "plan": plan_name,
         }
-        if not self.store.create(f"{STATE}/job-{number:04}.json", json.dumps(record, indent=1).encode()):
-            raise OutputError(f"another run has extended the job in {self.store.where}: repeat the command")
         self.store.delete(SUCCESS)
+        name, data = f"{STATE}/job-{number:04}.json", json.dumps(record, indent=1).encode()
+        if not self.store.create(name, data) and self.store.read(name) != data:
+            raise OutputError(f"another run has extended the job in {self.store.where}: repeat the command")
 
     def done(self, plan: Plan) -> dict[int, UnitDone]:
         """The units whose parts are there.

@@ -1,13 +1,12 @@
-"""The driver's hands: workers in actors of Ray's, units to them, and what became of each.
+"""A job's workers, in actors of Ray's: units to them, and what became of each.
 
-Plain actors, not Ray Data: a unit is done by one process from its records to its part, so there is nothing to
-stream between processes, no order to keep and no block to size. What is left is a loop around ``ray.wait``,
-which is less than what Ray Data has to be kept from doing.
+Plain actors, not Ray Data: one process does a unit from its records to its part, so nothing streams between
+processes, there is no order to keep, and a loop around ``ray.wait`` is enough.
 
 Which guarantee comes from where:
 
-- A row is written once: parts have one name, created if absent (``store.py``). So whatever is done twice here
-  costs time only.
+- A row is written once: parts have one name, created if absent (``store/places.py``). So whatever is done
+  twice here costs time only.
 - A process that dies is replaced, and its units are done again. After a unit's first death it runs alone in
   its process, after two a row at a time; the row that is at hand when the third and the fourth die is set
   aside with its error. Nothing is tried without a bound.
@@ -30,7 +29,7 @@ from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.corpus.trials import Trial, Watch
 from tuco_vllm.corpus.unit import Unit, UnitDone
 from tuco_vllm.corpus.worker import EngineFacts, Report, Work
-from tuco_vllm.errors import EngineError, TucoError
+from tuco_vllm.errors import EngineError, EngineStartError, TucoError
 from tuco_vllm.prompts import PromptEncoder
 
 _UNITS_AT_A_TIME = 2
@@ -66,7 +65,7 @@ class _Worker:
     gone: bool = False
     """Whether its engines do not start any more, and others do."""
     exclusive: bool = False
-    """Whether it has a unit that processes have died on, which is alone in its process."""
+    """Whether its one unit is one that processes have died on: it gets no other."""
     in_hand: list[UnitDone] = field(default_factory=list)
     """How far its units were when it was last asked."""
 
@@ -121,7 +120,7 @@ class Workers:
         self._exits.close()
 
     def facts(self) -> EngineFacts:
-        """What the engines hold; waits for the first. Raises EngineError where none starts."""
+        """What the engines hold; waits for the first. EngineError where the first heard of does not start."""
         while self._facts is None:
             self.turn()
         return self._facts
@@ -205,6 +204,7 @@ class Workers:
     def _employ(self, worker: _Worker) -> None:
         """A new process for a worker."""
         worker.actor, worker.ready = self._actor.remote(*self._arguments), False
+        worker.in_hand = []
         self._ask("node", worker, worker.actor.node.remote())
 
     def turn(self) -> list[Report]:
@@ -227,10 +227,11 @@ class Workers:
         try:
             answer = ray.get(ref)
         except RayTaskError as error:
-            if what != "start" or self._facts is None:
+            starts = what == "start" or isinstance(getattr(error, "cause", None), EngineStartError)
+            if not starts or self._facts is None:
                 raise _own_error(error) from error
             # Of an engine that took the place of another: what that one held may not be free yet.
-            self._mourn(worker, actor, None, str(_own_error(error)))
+            self._mourn(worker, actor, unit, str(_own_error(error)))
             return None
         except RayError as death:
             self._mourn(worker, actor, unit, str(death))
@@ -269,7 +270,7 @@ class Workers:
             if worker.gone:
                 last = " ".join(reason.split())[:300]
                 said = f"{worker.deaths} engines in a row did not start (the last: {last})"
-                if not any(each.ready for each in self._workers):
+                if all(each.gone for each in self._workers):
                     raise EngineError(said)
                 print(f"tuco: engine {worker.number} is given up: {said}", file=sys.stderr, flush=True)
             else:

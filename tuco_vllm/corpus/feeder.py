@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Protocol
 
-from tuco_vllm.errors import EngineError
+from tuco_vllm.errors import EngineError, EngineStartError
 from tuco_vllm.score_requests import Adapted, EngineInput, RowScores
 
 if TYPE_CHECKING:
@@ -193,9 +193,9 @@ class Feeder:
             try:
                 self._engine = self._start()
                 break
-            except EngineError:
+            except EngineError as error:
                 if not left:
-                    raise
+                    raise EngineStartError(str(error)) from error
         self.starts += 1
 
     def _accept(self, work: _Work) -> None:

@@ -49,17 +49,19 @@ def planned(files: Sequence[InputFile], job: ScoreJob, engines: int) -> tuple[Su
 
 
 def arranged(
-    files: Sequence[InputFile], known: dict[str, Any] | None
+    files: Sequence[InputFile], known: dict[str, Any] | None, *, extend: bool
 ) -> tuple[list[InputFile], list[InputFile]]:
     """The files in the order and by the names that the job which is there gave them, and those new to it.
 
     ``known``: the job, as job.json has it. Without one, and where files of it are missing, they stay as they
-    are.
+    are; with ``extend`` that is an InputError.
     """
     paths = [path for path, *_ in known["inputs"]] if known else []
-    given = {file.path: file for file in files}
-    new = [path for path in given if path not in paths]
-    if not known or not given.keys() >= {*paths} or not (new or known.get("first_inputs")):
+    given, own = {file.path: file for file in files}, {*paths}
+    new = [path for path in given if path not in own]
+    if extend and (lost := [path for path in paths if path not in given]):
+        raise InputError(f"--extend needs the job's own inputs too, and {lost[0]} is not among those given")
+    if not known or not given.keys() >= own or not (new or known.get("first_inputs")):
         return [*files], []
     first = known.get("first_inputs") or len(paths)
     names = input_names(paths[:first], [*paths[first:], *new])
@@ -81,7 +83,8 @@ def extended(
     added, units = planned(new, job, engines)
     columns = {extra.name: extra for extra in content.extras}
     for extra in added.extras:
-        if columns.get(extra.name) != extra:
+        own = columns.get(extra.name)
+        if own != extra and not (own and own.as_json):
             has = f"as {columns[extra.name].type}" if extra.name in columns else "not at all"
             raise InputError(
                 f"column {extra.source!r} of the new files is of type {extra.type}, and the job has it "
@@ -89,7 +92,7 @@ def extended(
             )
     if added.responses and not content.responses:
         raise InputError("the new files have responses and the job has none: score them into another --out")
-    return plan.followed_by(units, files=len(files))
+    return plan.followed_by(units, files=len(files)) if units.rows else plan
 
 
 def _in_processes(survey: SurveyFile, files: Sequence[InputFile]) -> Iterator[FileSurvey]:
@@ -109,9 +112,11 @@ def _in_processes(survey: SurveyFile, files: Sequence[InputFile]) -> Iterator[Fi
 def tokens_left(
     files: Sequence[InputFile], job: ScoreJob, content: Survey, plan: Plan, done: dict[int, UnitDone]
 ) -> int:
-    """About how many tokens the rows that are left have: as those that the corpus begins with."""
-    units = (plan.unit(number) for number in range(len(plan)))
-    unit = next(unit for unit in units if unit.rows)  # the first of a job that began without rows has none
+    """About how many tokens the rows that are left have: as those that the first of them begin with."""
+    units = (plan.unit(number) for number in range(len(plan)) if number not in done)
+    unit = next((unit for unit in units if unit.rows), None)
+    if unit is None:
+        return 0
     first = next(UnitReader(tuple(files), job.columns, content.extras).chunks(unit))
     prompts_chats_responses = first.columns[1:4]
     size = sum(pc.sum(pc.binary_length(texts)).as_py() or 0 for texts in prompts_chats_responses)

@@ -8,10 +8,9 @@ Rows go from a worker to its part; only counts come by here. So the state of a j
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any, Protocol
 
 from tuco_vllm import __version__
@@ -33,7 +32,7 @@ from tuco_vllm.corpus.worker import EngineFacts, Report, Work
 from tuco_vllm.errors import InputError
 from tuco_vllm.interruption import rows_to_save
 from tuco_vllm.prompts import load_tokenizer
-from tuco_vllm.records import PART_GLOB, SCHEMA_VERSION, part_name
+from tuco_vllm.records import SCHEMA_VERSION, part_name
 from tuco_vllm.store import OutputError, Store, refusals, store_at
 
 _LOG_SECONDS = 10.0
@@ -50,7 +49,7 @@ class ScoringWorkers(Protocol):
         """Engine number -> how far its start is, or how it went, in words."""
 
     def states(self) -> dict[int, str]:
-        """Engine number -> "starting" or "ready"."""
+        """Engine number -> "starting", "ready" or "gone"."""
 
     def in_hand(self) -> list[UnitDone]:
         """How far the units are that are being done."""
@@ -102,10 +101,10 @@ def score_corpus(job: ScoreJob, pair: ModelPair, open_workers: OpenWorkers, *, e
                 task.content.extras,
                 (pair.ft, *job.other_fts),
                 _metadata(job, pair, template_sha256),
-                task.content.responses,
-                job.layers,
-                job.prompt,
-                job.more,
+                responses=task.content.responses,
+                layers=job.layers,
+                prompt=job.prompt,
+                more=job.more,
             )
             run = _Run(job, _details(job, pair, facts), task.plan, directory, epoch, done)
             with rows_to_save():
@@ -137,7 +136,7 @@ def _task(
     """What is to be done; None where all is."""
     directory.store.look()
     known = None if job.overwrite else directory.job()
-    files, new = arranged(files, known)
+    files, new = arranged(files, known, extend=job.extend)
     settings = job.identity_settings(template_sha256)
     identity = job_identity(files, pair, settings)
     anew = job.overwrite or not directory.holds(identity)
@@ -203,10 +202,9 @@ class _Run:
             record.scored()
             stack.close()
             if self.job.columns.id is not None:
-                record.duplicates = _duplicates(directory.store)
-            record.save(
-                "running", self._counts
-            )  # a finished job's counts stay, whatever happens from here on
+                record.duplicates = _duplicates(directory.store, self._parts_of_one_ft(work.job))
+            # A finished job's counts stay, whatever happens from here on.
+            record.save("running", self._counts)
             directory.finish()
             record.save("finished", self._counts)
         except BaseException as error:
@@ -239,6 +237,11 @@ class _Run:
                 progress.show(seen)
             progress.show(counts, last=True)
 
+    def _parts_of_one_ft(self, job_id: str) -> list[str]:
+        """Each row once: it lies in a part for each fine-tune."""
+        units = map(self.plan.unit, range(len(self.plan)))
+        return [part_name(unit.number, job_id) for unit in units if unit.ft == 0]
+
     def _log(self) -> None:
         if self._unlogged:
             self.directory.log(self._unlogged)
@@ -253,11 +256,10 @@ class _Run:
             store.publish(path, part_name(unit.number, work.job))
 
 
-def _duplicates(store: Store) -> Duplicates | None:
+def _duplicates(store: Store, parts: Sequence[str]) -> Duplicates | None:
     """None where there is no room to count them: all rows are scored nevertheless."""
     import duckdb
 
-    parts = sorted(name for name in store.list() if fnmatch(name, PART_GLOB))
     try:
         return find_duplicates(store.open(name) for name in parts)
     except duckdb.Error as error:

@@ -36,7 +36,8 @@ class RunRecord:
         self.duplicates: Duplicates | None = None
         self._store, self._total, self._details, self._engines = store, total, details, engines
         self._first = replace(done)  # the caller goes on counting in its own
-        self._earlier_seconds = _earlier_seconds(store) if done.rows else 0.0
+        self._earlier = _earlier(store) if done.rows else {}
+        self._earlier_seconds = _seconds(self._earlier)
         self._started = datetime.now(UTC)
         self._begun = time.monotonic()
         self._seconds: float | None = None
@@ -82,6 +83,8 @@ class RunRecord:
             "engines": self._engines.as_json(),
             "duplicate_ids": asdict(self.duplicates) if self.duplicates else None,
         }
+        if not self._engines.as_json():  # nothing was left to score: what the last engines were stays
+            record |= {name: self._earlier[name] for name in ("engine", "engines") if name in self._earlier}
         self._store.replace(RUN_FILE, json.dumps(record, indent=1).encode())
 
 
@@ -122,8 +125,16 @@ class EngineTally:
         }
 
 
-def _earlier_seconds(store: Store) -> float:
+def _earlier(store: Store) -> dict[str, Any]:
+    """What the last run said; it is for people, so its loss is no reason to stop."""
     try:
-        return float(json.loads(store.read(RUN_FILE) or b"")["timings"]["score_seconds"])
+        return dict(json.loads(store.read(RUN_FILE) or b""))
+    except (ValueError, TypeError):
+        return {}
+
+
+def _seconds(run: dict[str, Any]) -> float:
+    try:
+        return float(run["timings"]["score_seconds"])
     except (ValueError, KeyError, TypeError):
-        return 0.0  # a count for people: its loss is no reason to stop
+        return 0.0

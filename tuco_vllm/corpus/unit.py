@@ -28,7 +28,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class UnitDone:
-    """A unit whose part is there."""
+    """What has come of a unit: all of it once its part is there, till then so far."""
 
     unit: int
     rows: int

@@ -2,8 +2,8 @@
 
     records --(ahead, a thread)--> token chunks --(feeder)--> scored chunks --> part --> the store
 
-It runs in an actor of Ray's, or in the caller's process. Two units run in it at a time: one keeps the engine
-full while the other begins or ends. Nothing that it does can be done twice: a part has one name, and whoever
+It runs in an actor of Ray's; tests run it in their own process. Two units run in it at a time: one keeps the
+engine full while the other begins or ends. What is done twice does no harm: a part has one name, and whoever
 comes second finds it there.
 """
 
