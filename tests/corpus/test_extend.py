@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tuco_vllm.errors import EngineError, InputError
+from tuco_vllm.store import LocalStore
 
 
 def read(out):
@@ -136,3 +137,16 @@ def test_files_without_rows_add_nothing(score, day, tmp_path):
     write(tmp_path / "in/c.jsonl", [{"prompt": "x"}, {"prompt": "y"}])
     assert score(tmp_path / "in", extend=True).rows_scored == 2
     assert score(tmp_path / "in") is None
+
+
+def test_an_answer_that_is_lost_is_no_other_run(score, day, tmp_path, monkeypatch):
+    day("a.jsonl")
+    score(tmp_path / "in")
+    day("b.jsonl")
+    real = LocalStore.create
+
+    def loses(self, name, data):
+        return real(self, name, data) and "job-0002" not in name
+
+    monkeypatch.setattr(LocalStore, "create", loses)
+    assert score(tmp_path / "in", extend=True).rows_scored == 10

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tuco_vllm.corpus.feeder import DEATHS_IN_A_ROW, Feeder
-from tuco_vllm.errors import EngineError
+from tuco_vllm.errors import EngineError, EngineStartError
 
 
 class Engine:
@@ -138,7 +138,7 @@ def test_a_start_that_fails_is_tried_again(feeder):
 def test_an_engine_that_does_not_start_again_ends_it(feeder):
     feed, engines = feeder(poison={3})
     feed._start = lambda: (_ for _ in ()).throw(EngineError("no memory"))
-    with pytest.raises(EngineError, match="no memory"):
+    with pytest.raises(EngineStartError, match="no memory"):
         feed.score(prompts(5))
     assert len(engines) == 1
 

@@ -118,6 +118,7 @@ def test_killed_at_every_step_and_resumed(score, corpus, tmp_path, monkeypatch, 
         score(corpus, out=out, rows_per_file=20)
         assert read(tmp_path / out) == whole, f"killed before step {step}"
         assert set_aside(tmp_path / out) == ([4, 42], 2), f"killed before step {step}"
+        assert record(tmp_path / out)["engine"]["num_layers"] == 3, f"killed before step {step}"
         if not was_finished:  # else nothing is written
             assert not list((tmp_path / out / "_tuco/tmp").glob("*")), f"killed before step {step}"
 
