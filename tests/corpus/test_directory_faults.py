@@ -5,6 +5,7 @@ import shutil
 from itertools import count
 
 import pytest
+from killed import Killed, kill_at
 from object_store import object_store  # noqa: F401  (a fixture)
 from small_job import CONTENT, IDENTITY, PLAN, begun, finished, put
 
@@ -127,25 +128,6 @@ def test_what_a_kill_leaves_half_written_goes_with_the_next_run(local):
 
 
 HALF = Plan(PLAN.table.slice(0, 2))
-
-
-class Killed(BaseException):
-    """The process is gone: from here on none of its calls reaches the disk."""
-
-
-def kill_at(monkeypatch, step):
-    calls = []
-    for name in ("fsync", "link", "replace", "unlink"):
-        real = getattr(os, name)
-
-        def fake(*arguments, name=name, real=real, **options):
-            calls.append(name)
-            if len(calls) > step:
-                raise Killed
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(os, name, fake)
-    return calls
 
 
 def run(store, *, overwrite=False):

@@ -7,35 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from killed import Killed, kill_at
 
 from tuco_vllm.errors import InputError
 from tuco_vllm.store import OutputError, store_at
-
-FAULTS = ("fsync", "link", "replace", "unlink")
 
 
 @pytest.fixture
 def local(tmp_path):
     return store_at(tmp_path / "out")
-
-
-class Killed(BaseException):
-    """The process is gone: from here on none of its calls reaches the disk."""
-
-
-def kill_at(monkeypatch, step):
-    calls = []
-    for name in FAULTS:
-        real = getattr(os, name)
-
-        def fake(*arguments, name=name, real=real, **options):
-            calls.append(name)
-            if len(calls) > step:
-                raise Killed
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(os, name, fake)
-    return calls
 
 
 def publish(store, name, data):

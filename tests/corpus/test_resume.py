@@ -1,20 +1,16 @@
 """Stopped in whatever way and wherever, and run again: every row exactly once, nothing half-written."""
 
 import json
-import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from fake_scorer import FakeScorer, make_encoder
+from killed import Killed, kill_at
 
 from tuco_vllm.corpus import chunks, planning
 from tuco_vllm.corpus.feeder import Feeder, SetAside
 from tuco_vllm.errors import EngineError, InputError
-from tuco_vllm.store import local
-
-FAULTS = ("fsync", "replace", "link", "unlink")
-"""Calls of the local store that make something durable, or take it away."""
 
 
 def read(out: Path):
@@ -44,26 +40,6 @@ def test_a_dead_engine_costs_the_units_at_hand_and_the_job_resumes(score, corpus
     counts = record(tmp_path / "out")["counts"]
     assert (record(tmp_path / "out")["state"], counts["rows"], counts["errors"]) == ("finished", 50, 18)
     assert counts["prompt_tokens"] == sum(row["prompt_tokens"] or 0 for row in read(tmp_path / "out"))
-
-
-class Killed(BaseException):
-    """The process is gone: from here on none of its calls reaches the disk."""
-
-
-def kill_at(monkeypatch, step):
-    """Die before the ``step``-th call that makes something durable; returns the calls made, as they grow."""
-    calls = []
-    for name in FAULTS:
-        real = getattr(os, name)
-
-        def fake(*arguments, name=name, real=real, **options):
-            calls.append(name)
-            if len(calls) > step:
-                raise Killed
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(local.os, name, fake)
-    return calls
 
 
 @pytest.fixture

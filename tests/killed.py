@@ -1,0 +1,26 @@
+"""The death of a process at a step, simulated within it: from there on none of its calls reaches the disk."""
+
+import os
+
+FAULTS = ("fsync", "link", "replace", "unlink")
+"""Calls of the local store that make something durable, or take it away."""
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def kill_at(monkeypatch, step):
+    """Die before call number ``step`` of FAULTS, from 0; returns the calls made, as they grow."""
+    calls = []
+    for name in FAULTS:
+        real = getattr(os, name)
+
+        def fake(*arguments, name=name, real=real, **options):
+            calls.append(name)
+            if len(calls) > step:
+                raise Killed
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, name, fake)
+    return calls
