@@ -11,6 +11,7 @@ from killed import Killed, kill_at
 from tuco_vllm.corpus import chunks, planning
 from tuco_vllm.corpus.feeder import Feeder, SetAside
 from tuco_vllm.errors import EngineError, InputError
+from tuco_vllm.store import LocalStore, OutputError
 
 
 def read(out: Path):
@@ -186,3 +187,26 @@ def test_a_resume_does_not_read_what_is_done(score, corpus, tmp_path, monkeypatc
     monkeypatch.setattr(chunks.UnitReader, "chunks", counted)
     score(corpus, rows_per_file=5)
     assert set(begun) == {*range(10)} - done
+
+
+def test_a_store_that_is_gone_is_said_to_be_not_to_be_written(score, corpus, tmp_path, monkeypatch):
+    """Not that it cannot be read, which is what asking for another run's claim finds."""
+    gone = []
+
+    def refused(self, file, name):
+        gone.append(name)
+        raise OutputError(f"cannot write {name}: no route to host")
+
+    def unreadable(self, name, real=LocalStore.read):
+        if gone:
+            raise InputError(f"cannot read {name}: no route to host")
+        return real(self, name)
+
+    monkeypatch.setattr(LocalStore, "publish", refused_parts(refused))
+    monkeypatch.setattr(LocalStore, "read", unreadable)
+    with pytest.raises(OutputError, match=r"cannot write part-.*: no route to host"):
+        score(corpus)
+
+
+def refused_parts(refused, real=LocalStore.publish):
+    return lambda self, file, name: (refused if name.startswith("part-") else real)(self, file, name)

@@ -212,7 +212,8 @@ class _Run:
             if isinstance(error, KeyboardInterrupt):
                 state, reason = "interrupted", "interrupted"
             if isinstance(error, OutputError):  # a run that took over may have removed what this one wrote
-                self.epoch.check()
+                with suppress(InputError):  # a store that is gone cannot be asked
+                    self.epoch.check()
             with suppress(OutputError):  # the error that stopped the job is the one to report
                 self._log()
                 if not self.epoch.lost():  # else it is another run's

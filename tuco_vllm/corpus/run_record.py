@@ -84,7 +84,8 @@ class RunRecord:
             "duplicate_ids": asdict(self.duplicates) if self.duplicates else None,
         }
         if not self._engines.as_json():  # nothing was left to score: what the last engines were stays
-            record |= {name: self._earlier[name] for name in ("engine", "engines") if name in self._earlier}
+            kept = ("engine", "engines", "versions")
+            record |= {name: self._earlier[name] for name in kept if name in self._earlier}
         self._store.replace(RUN_FILE, json.dumps(record, indent=1).encode())
 
 
