@@ -20,9 +20,10 @@ OTHERS = "others"
 """The shard of what is no cell of the product."""
 
 NO_CELLS = (
-    *("bench", "*.md", "tuco_vllm/analysis", "tuco_vllm/cli.py", "tuco_vllm/corpus", "tuco_vllm/demo"),
-    *("tuco_vllm/doctor", "tuco_vllm/server", "tuco_vllm/store"),
-    *("tests/corpus", "tests/doctor", "tests/kernels", "tests/server", "tests/unit"),
+    *("bench", "*.md", "tuco_vllm/analysis", "tuco_vllm/builders", "tuco_vllm/cli.py", "tuco_vllm/corpus"),
+    *("tuco_vllm/demo", "tuco_vllm/doctor", "tuco_vllm/server", "tuco_vllm/store", "tuco_vllm/sweep"),
+    *("tests/analysis", "tests/builders", "tests/corpus", "tests/doctor", "tests/kernels", "tests/server"),
+    *("tests/sweep", "tests/unit"),
 )
 """Where there is nothing that a cell of the product runs."""
 

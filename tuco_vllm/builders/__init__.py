@@ -1,0 +1,1 @@
+"""Prompt sets of the paper's experiments, from files that users have."""

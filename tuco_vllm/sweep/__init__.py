@@ -1,0 +1,1 @@
+"""What α does to answers: ``tuco sweep``."""
