@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tuco_vllm import __version__, cli
+from tuco_vllm.commands import score
 from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.errors import EngineError
 
@@ -124,7 +125,7 @@ def test_a_dead_engine_is_one_line_and_exit_code_3(tuco):
 
 
 def test_the_unexpected_is_one_line_too_and_a_traceback_with_debug(tuco, monkeypatch):
-    monkeypatch.setattr(cli, "_score_job", lambda _: {}["a bug"])
+    monkeypatch.setattr(score, "score_job", lambda _: {}["a bug"])
     code, _, err = tuco("good.txt")
     assert code == 3
     assert error_line(err) == "tuco: error: unexpected KeyError: 'a bug' (--debug shows where)"

@@ -11,20 +11,24 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 NOT_IMPORTED_BY = {
-    "records": ("torch", "engine", "api", "corpus", "server", "cli", "analysis"),
-    "metrics": ("torch", "engine", "api", "corpus", "server", "cli", "analysis"),
-    "decomposition": ("engine", "api", "corpus", "server", "cli", "analysis"),
-    "config": ("torch", "engine", "api", "corpus", "server", "cli", "analysis"),
-    "families": ("torch", "config", "engine", "api", "corpus", "server", "cli", "analysis"),
-    "engine": ("api", "corpus", "server", "cli", "analysis"),
-    "api": ("corpus", "server", "cli", "analysis"),
-    "store": ("torch", "config", "engine", "api", "corpus", "server", "cli", "analysis"),
-    "corpus": ("server", "cli", "analysis"),
-    "server": ("corpus", "cli", "analysis"),
-    "analysis": ("torch", "engine", "api", "corpus", "server", "cli"),
+    "records": ("torch", "engine", "api", "corpus", "server", "cli", "commands", "analysis"),
+    "metrics": ("torch", "engine", "api", "corpus", "server", "cli", "commands", "analysis"),
+    "decomposition": ("engine", "api", "corpus", "server", "cli", "commands", "analysis"),
+    "config": ("torch", "engine", "api", "corpus", "server", "cli", "commands", "analysis"),
+    "families": ("torch", "config", "engine", "api", "corpus", "server", "cli", "commands", "analysis"),
+    "engine": ("api", "corpus", "server", "cli", "commands", "analysis"),
+    "api": ("corpus", "server", "cli", "commands", "analysis"),
+    "store": ("torch", "config", "engine", "api", "corpus", "server", "cli", "commands", "analysis"),
+    "sweep": ("torch", "engine", "corpus", "server", "cli", "commands", "analysis"),
+    "builders": ("torch", "engine", "corpus", "server", "cli", "commands", "analysis"),
+    "commands": ("cli",),
+    "corpus": ("server", "cli", "commands", "analysis"),
+    "server": ("corpus", "cli", "commands", "analysis"),
+    "analysis": ("torch", "engine", "api", "corpus", "server", "cli", "commands"),
 }
-"""Arrows point one way: decomposition, records <- engine <- api <- corpus, server <- cli, and
-records <- store <- corpus, analysis <- cli. Parquet is the only link from running to analysis."""
+"""Arrows point one way: decomposition, records <- engine <- api <- corpus, server, sweep, builders
+<- commands, and
+records <- store <- corpus, analysis <- commands <- cli. Parquet is the only link from running to analysis."""
 
 PUBLIC_VLLM = {
     "LLM",
