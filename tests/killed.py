@@ -1,5 +1,6 @@
 """The death of a process at a step, simulated within it: from there on none of its calls reaches the disk."""
 
+import json
 import os
 
 FAULTS = ("fsync", "link", "replace", "unlink")
@@ -24,3 +25,13 @@ def kill_at(monkeypatch, step):
 
         monkeypatch.setattr(os, name, fake)
     return calls
+
+
+def heartbeats_of_the_dead(out):
+    """The process that 'died' is this one, and lives: its heartbeats must not say so."""
+    for path in (out / "_tuco").glob("heartbeat-*"):
+        said = json.loads(path.read_text() or "{}")
+        path.write_text(json.dumps(said | {"pid": 2**22 + 1}))
+    for path in (out / "_tuco/epoch").glob("*"):
+        said = json.loads(path.read_text() or "{}")
+        path.write_text(json.dumps(said | {"pid": 2**22 + 1}))

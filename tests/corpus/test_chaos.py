@@ -149,9 +149,8 @@ def whole(chaos, corpus, tmp_path):
     return read(tmp_path / "whole")
 
 
-def test_workers_and_drivers_killed_at_steps_of_a_unit(chaos, corpus, tmp_path, whole):
+def test_workers_and_drivers_killed_at_steps_of_a_unit(chaos, corpus, tmp_path, out, whole):
     """A worker before and after its part is there, then the driver with the log unwritten, then a worker."""
-    out = tmp_path / "out"
     code, log = chaos.run(
         out,
         corpus,
@@ -231,6 +230,7 @@ DRIVERS_STEPS = [
         ("create", "_tuco/job.json"),
         ("create", "_tuco/log/*"),
         ("replace", "_tuco/run.json"),
+        ("replace", "_tuco/heartbeat-1.json"),
         ("create", "_SUCCESS"),
     )
     for when in ("before", "after")

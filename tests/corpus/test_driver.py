@@ -15,6 +15,7 @@ from deadly_scorer import DeadlyScorer, without_memory
 from fake_scorer import FakeScorer, LocalWorkers, make_encoder
 
 from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus import readers
 from tuco_vllm.corpus import run as running
 from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.corpus.driver import Workers
@@ -144,6 +145,28 @@ def test_a_row_that_kills_the_tokenizer_is_set_aside(score, undisturbed, models)
     reasons = {2501: "the engine's process died twice on this row"}
     assert_only_these_are_set_aside(rows, undisturbed, reasons)
     assert record["set_aside_rows"] == [2501]
+
+
+def encoder_beside_a_deadly_reader(ft, deadly):
+    """The encoder of a process that dies of reading one record, as of a library that is not Python."""
+    parse = readers.parse_json
+
+    def parse_json(text):
+        return os._exit(11) if deadly in text else parse(text)
+
+    readers.parse_json = parse_json
+    return make_encoder(ft)
+
+
+def test_a_row_that_kills_its_reader_is_set_aside_unread(score, undisturbed, models):
+    rows, record = score(make_encoder=partial(encoder_beside_a_deadly_reader, models[1], '"prompt 3502"'))
+    lost = {**undisturbed[3502], "prompt": None, "n": None, "tuco": None}
+    assert rows[3502]["error"] == "the engine's process died twice on this row"
+    assert {name: rows[3502][name] for name in ("id", "prompt", "n", "tuco")} == {
+        name: lost[name] for name in ("id", "prompt", "n", "tuco")
+    }
+    assert rows[:3502] + rows[3503:] == undisturbed[:3502] + undisturbed[3503:]
+    assert record["set_aside_rows"] == [3502]
 
 
 @pytest.mark.slow

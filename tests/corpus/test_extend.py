@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from killed import Killed, heartbeats_of_the_dead, kill_at
 
 from tuco_vllm.errors import EngineError, InputError
 from tuco_vllm.store import LocalStore
@@ -77,6 +78,30 @@ def test_stopped_in_the_midst_of_it(score, day, tmp_path):
     assert ids == [f"a.jsonl:{n}" for n in range(10)] + [f"b.jsonl:{n}" for n in range(12)]
     counts = json.loads((tmp_path / "out/_tuco/run.json").read_text())["counts"]
     assert (counts["rows"], counts["rows_total"], counts["rows_committed"]) == (22, 22, 22)
+
+
+def test_killed_at_every_step_of_it(score, day, tmp_path, monkeypatch):
+    day("a.jsonl", 4)
+
+    def extended(out, step):
+        """Begin with one file, and die at that step with the other."""
+        score(tmp_path / "in/a.jsonl", out=out, rows_per_file=4)
+        day("b.jsonl", 8)
+        with monkeypatch.context() as patch:
+            calls = kill_at(patch, step)
+            score(tmp_path / "in", out=out, rows_per_file=4, extend=True)
+        return calls
+
+    steps = len(extended("whole", 10**9))
+    assert steps > 10
+    for step in range(steps):
+        out = tmp_path / f"killed-{step}"
+        with pytest.raises(Killed):
+            extended(out.name, step)
+        heartbeats_of_the_dead(out)
+        score(tmp_path / "in", out=out.name, rows_per_file=4, extend=True)
+        assert read(out) == read(tmp_path / "whole"), f"killed before step {step}"
+        assert (out / "_SUCCESS").exists(), f"killed before step {step}"
 
 
 def test_an_unfinished_job_can_be_extended(score, day, tmp_path):

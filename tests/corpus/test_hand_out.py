@@ -4,9 +4,10 @@ from collections import deque
 
 import pytest
 
-from tuco_vllm.corpus.driver import Workers, _Worker
+from tuco_vllm.corpus.driver import Workers
 from tuco_vllm.corpus.trials import Trial
 from tuco_vllm.corpus.unit import Unit
+from tuco_vllm.corpus.worker_process import WorkerProcess
 
 
 class Actor:
@@ -32,7 +33,7 @@ def workers():
     def call(count):
         made = Workers(None, None, None)
         made._watch = None
-        made._workers = [_Worker(number, actor=Actor(), ready=True) for number in range(count)]
+        made._workers = [WorkerProcess(number, actor=Actor(), ready=True) for number in range(count)]
         made._again, made._trials = deque([unit(0), unit(1)]), {0: Trial(1), 1: Trial(2)}
         return made
 

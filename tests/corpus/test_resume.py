@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from fake_scorer import FakeScorer, make_encoder
-from killed import Killed, kill_at
+from killed import Killed, heartbeats_of_the_dead, kill_at
 
 from tuco_vllm.corpus import chunks, planning
 from tuco_vllm.corpus.feeder import Feeder, SetAside
@@ -98,16 +98,6 @@ def test_killed_at_every_step_and_resumed(score, corpus, tmp_path, monkeypatch, 
         assert record(tmp_path / out)["engine"]["num_layers"] == 3, f"killed before step {step}"
         if not was_finished:  # else nothing is written
             assert not list((tmp_path / out / "_tuco/tmp").glob("*")), f"killed before step {step}"
-
-
-def heartbeats_of_the_dead(out):
-    """The process that 'died' is this one, and lives: its heartbeats must not say so."""
-    for path in (out / "_tuco").glob("heartbeat-*"):
-        said = json.loads(path.read_text() or "{}")
-        path.write_text(json.dumps(said | {"pid": 2**22 + 1}))
-    for path in (out / "_tuco/epoch").glob("*"):
-        said = json.loads(path.read_text() or "{}")
-        path.write_text(json.dumps(said | {"pid": 2**22 + 1}))
 
 
 def assert_nothing_half_written(out):

@@ -18,7 +18,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import ray
@@ -29,6 +28,7 @@ from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.corpus.trials import Trial, Watch
 from tuco_vllm.corpus.unit import Unit, UnitDone
 from tuco_vllm.corpus.worker import EngineFacts, Report, Work
+from tuco_vllm.corpus.worker_process import WorkerProcess
 from tuco_vllm.errors import EngineError, EngineStartError, TucoError
 from tuco_vllm.prompts import PromptEncoder
 
@@ -46,28 +46,6 @@ _WATCH_SECONDS = 30.0
 
 _ASK_SECONDS = 2.0
 """How often workers are asked how far they are: a unit may take minutes, and people watch."""
-
-
-@dataclass
-class _Worker:
-    """One place for an engine, and the process that has it now."""
-
-    number: int
-    actor: Any = None
-    node: str = ""
-    place: int = 0
-    ready: bool = False
-    deaths: int = 0
-    """In a row, while an engine started."""
-    started: str = ""
-    held: dict[Any, Unit] = field(default_factory=dict)
-    """What Ray calls an attempt -> its unit."""
-    gone: bool = False
-    """Whether its engines do not start any more, and others do."""
-    exclusive: bool = False
-    """Whether its one unit is one that processes have died on: it gets no other."""
-    in_hand: list[UnitDone] = field(default_factory=list)
-    """How far its units were when it was last asked."""
 
 
 class Workers:
@@ -90,8 +68,10 @@ class Workers:
         self._cluster = cluster
         self._arguments = start_engine, make_encoder
         self._exits = ExitStack()
-        self._workers: list[_Worker] = []
-        self._refs: dict[Any, tuple[str, _Worker, Any]] = {}  # -> what was asked, of whom, in which process
+        self._workers: list[WorkerProcess] = []
+        self._refs: dict[
+            Any, tuple[str, WorkerProcess, Any]
+        ] = {}  # -> what was asked, of whom, in which process
         self._facts: EngineFacts | None = None
         self._work: Any = None
         self._again: deque[Unit] = deque()
@@ -107,7 +87,7 @@ class Workers:
                 max_concurrency=_UNITS_AT_A_TIME + 2, max_restarts=0, **resources
             )
             self._watch = ray.remote(Watch).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-            self._workers = [_Worker(number) for number in range(self._cluster.engines)]
+            self._workers = [WorkerProcess(number) for number in range(self._cluster.engines)]
             self._exits = exits.pop_all()
         for worker in self._workers:
             self._employ(worker)
@@ -126,11 +106,8 @@ class Workers:
         return self._facts
 
     def states(self) -> dict[int, str]:
-        """Engine number -> "starting", "ready" or "gone"."""
-        return {
-            worker.number: "ready" if worker.ready else "gone" if worker.gone else "starting"
-            for worker in self._workers
-        }
+        """Engine number -> what it does or waits for, see ``WorkerProcess.state``."""
+        return {worker.number: worker.state for worker in self._workers}
 
     def in_hand(self) -> list[UnitDone]:
         """How far the units are that are being done."""
@@ -140,7 +117,7 @@ class Workers:
     def starts(self) -> dict[int, str]:
         """Engine number -> how far its start is, or how it went, in words. Any thread may ask."""
         found = {worker.number: worker.started for worker in self._workers if worker.started}
-        if not found:
+        if not found and self._workers[0].node:
             with suppress(RayError):
                 found[0] = ray.get(self._workers[0].actor.starting.remote(), timeout=1.0)
         return found
@@ -189,22 +166,22 @@ class Workers:
                 self._give(worker, unit)
         return True
 
-    def _give(self, worker: _Worker, unit: Unit, *close: Any) -> None:
+    def _give(self, worker: WorkerProcess, unit: Unit, *close: Any) -> None:
         ref = worker.actor.score.remote(worker.number, unit, *close)
         worker.held[ref] = unit
         self._ask("score", worker, ref)
 
-    def _begin(self, worker: _Worker) -> None:
+    def _begin(self, worker: WorkerProcess) -> None:
         """Units wait for this in the worker, so a failure of it must be heard of."""
         self._ask("begin", worker, worker.actor.begin.remote(self._work))
 
-    def _ask(self, what: str, worker: _Worker, ref: Any) -> None:
+    def _ask(self, what: str, worker: WorkerProcess, ref: Any) -> None:
         self._refs[ref] = what, worker, worker.actor
 
-    def _employ(self, worker: _Worker) -> None:
+    def _employ(self, worker: WorkerProcess) -> None:
         """A new process for a worker."""
         worker.actor, worker.ready = self._actor.remote(*self._arguments), False
-        worker.in_hand = []
+        worker.node, worker.in_hand = "", []
         self._ask("node", worker, worker.actor.node.remote())
 
     def turn(self) -> list[Report]:
@@ -253,13 +230,13 @@ class Workers:
             return answer
         return None
 
-    def _place(self, worker: _Worker, node: str) -> None:
+    def _place(self, worker: WorkerProcess, node: str) -> None:
         """Let a worker start its engine, which shares its machine with others."""
         taken = Counter(each.place for each in self._workers if each.node == node and each is not worker)
         worker.node, worker.place = node, next(n for n in range(len(self._workers)) if not taken[n])
         self._ask("start", worker, worker.actor.start.remote(worker.place, self._engines_on_a_node))
 
-    def _mourn(self, worker: _Worker, actor: Any, unit: Unit | None, reason: str) -> None:
+    def _mourn(self, worker: WorkerProcess, actor: Any, unit: Unit | None, reason: str) -> None:
         """A process has died: another takes its place, and what it was doing is done again."""
         if worker.actor is actor:  # the first that is heard of this death
             if not worker.ready:

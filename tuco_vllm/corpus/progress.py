@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -23,11 +24,15 @@ _START_SECONDS = 1.0
 class StartLine:
     """Shows on stderr how far the engines' start is, and at the end what it took.
 
-    Of several engines the first: they do the same. ``starts``: engine number -> how far it is, in words.
+    Of several engines the first: they do the same.
+
+    Args:
+        starts: engine number -> how far its start is, in words.
+        states: engine number -> "starting" or what else it is.
     """
 
-    def __init__(self, starts: Callable[[], dict[int, str]]) -> None:
-        self._starts = starts
+    def __init__(self, starts: Callable[[], dict[int, str]], states: Callable[[], dict[int, str]]) -> None:
+        self._starts, self._states = starts, states
         console = Console(stderr=True)
         self._live = console.status("starting") if console.is_terminal else None
         self._over = Event()
@@ -55,11 +60,14 @@ class StartLine:
         shown = time.monotonic()
         while not self._over.wait(_START_SECONDS):
             now, text = time.monotonic(), self._text()
+            said = f"engine starting for {text}" if text else ""
+            if not text and set(self._states().values()) == {"waiting"}:
+                said = "waiting for a machine with room for an engine"
             if self._live is not None:
-                self._live.update(Text(f"engine starting for {text}" if text else "starting"))
-            elif text and now - shown >= _LOG_SECONDS:
+                self._live.update(Text(said or "starting"))
+            elif said and now - shown >= _LOG_SECONDS:
                 shown = now
-                print(f"tuco: engine starting for {text}", file=sys.stderr, flush=True)
+                print(f"tuco: {said}", file=sys.stderr, flush=True)
 
 
 class ProgressLine:
@@ -111,9 +119,7 @@ class ProgressLine:
         rows = counts.rows - self._first.rows
         tokens = counts.prompt_tokens - self._first.prompt_tokens
         rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s, {counts.errors:,} errors"
-        states = self._engine_states()
-        ready = sum(state == "ready" for state in states.values())
-        rates += f", {ready}/{len(states)} engines"
+        rates += f", {_engines(self._engine_states())}"
         if self._live is not None:
             self._live.update(self._task, completed=counts.rows, rates=rates)
             return
@@ -121,3 +127,11 @@ class ProgressLine:
         print(
             f"tuco: {counts.rows:,}/{self._total:,} rows, {rates}, {left} left", file=sys.stderr, flush=True
         )
+
+
+def _engines(states: dict[int, str]) -> str:
+    """How many are ready, and what the others do or wait for."""
+    others = Counter(states.values())
+    ready = others.pop("ready", 0)
+    why = ", ".join(f"{count} {state}" for state, count in sorted(others.items()))
+    return f"{ready}/{len(states)} engines" + (f" ({why})" if why else "")

@@ -49,7 +49,7 @@ class ScoringWorkers(Protocol):
         """Engine number -> how far its start is, or how it went, in words."""
 
     def states(self) -> dict[int, str]:
-        """Engine number -> "starting", "ready" or "gone"."""
+        """Engine number -> "ready", "isolating", "starting", "waiting" or "gone"."""
 
     def in_hand(self) -> list[UnitDone]:
         """How far the units are that are being done."""
@@ -88,7 +88,7 @@ def score_corpus(job: ScoreJob, pair: ModelPair, open_workers: OpenWorkers, *, e
             if task.plan.rows and len(done) < len(task.plan):
                 tokens = tokens_left(task.files, job, task.content, task.plan, done)
                 workers = stack.enter_context(open_workers(tokens))
-                with StartLine(workers.starts):
+                with StartLine(workers.starts, workers.states):
                     facts = workers.facts()
             if job.overwrite:  # engines have started: nothing of an earlier run is removed before
                 directory.overwrite()
@@ -230,7 +230,8 @@ class _Run:
                 if report is not None:
                     counts.add(report.done)
                     self._unlogged.append(report.done)
-                    self._tally.add(report, workers.states())
+                    self._tally.add(report)
+                self._tally.states = workers.states()
                 seen = counts.with_(workers.in_hand())
                 if time.monotonic() - self._logged > _LOG_SECONDS:
                     self._log()

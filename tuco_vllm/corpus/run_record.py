@@ -96,19 +96,19 @@ class EngineTally:
         self._rows: dict[int, int] = {}
         self._tokens: dict[int, int] = {}
         self._processes: dict[int, dict[str, Report]] = {}  # the last report of each process
-        self._states: dict[int, str] = {}
+        self.states: dict[int, str] = {}
+        """How the engines are now, by their numbers."""
 
-    def add(self, report: Report, states: dict[int, str]) -> None:
-        """Count a unit; ``states`` is how the engines are now."""
+    def add(self, report: Report) -> None:
+        """Count a unit."""
         number = report.engine
         self._rows[number] = self._rows.get(number, 0) + report.done.rows
         self._tokens[number] = self._tokens.get(number, 0) + report.done.prompt_tokens
         self._processes.setdefault(number, {})[report.process] = report
-        self._states = states
 
     def as_json(self) -> list[dict[str, Any]]:
         """One entry for each engine, in the order of their numbers."""
-        return [self._entry(number) for number in sorted({*self._rows, *self._states})]
+        return [self._entry(number) for number in sorted({*self._rows, *self.states})]
 
     def _entry(self, number: int) -> dict[str, Any]:
         reports = self._processes.get(number, {})
@@ -117,7 +117,7 @@ class EngineTally:
         return {
             "name": f"engine {number}",
             "node": next(reversed(reports), "").partition(":")[0],
-            "state": self._states.get(number, "gone"),
+            "state": self.states.get(number, "gone"),
             "starts": sum(report.starts for report in reports.values()),
             "rows": self._rows.get(number, 0),
             "prompt_tokens": self._tokens.get(number, 0),
