@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
 
 import pytest
+import yaml
 
 import tuco_vllm
 
@@ -17,12 +18,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 TOP_LEVEL = {
     ".ci",
+    ".github",
     ".gitignore",
+    ".pre-commit-config.yaml",
     "CHANGELOG.md",
+    "CITATION.cff",
     "CONTRIBUTING.md",
     "LICENSE",
     "Makefile",
     "README.md",
+    "SECURITY.md",
     "bench",
     "kernels",
     "pyproject.toml",
@@ -111,6 +116,28 @@ def test_no_committed_file_names_a_machine_or_a_registry(committed):
         if word in (ROOT / path).read_text(errors="replace")
     ]
     assert not named, "\n".join(named)
+
+
+def test_continuous_integration_runs_what_anybody_runs():
+    """On each Python from the one that the package asks for."""
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["ci"]
+    assert any(step.get("run", "").endswith("bash .ci/run") for step in job["steps"])
+    lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert job["strategy"]["matrix"]["python"][0] == lowest
+
+
+def test_a_commit_is_checked_as_make_check_does():
+    [local] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = {hook["entry"].replace(" --force-exclude", "") for hook in local["hooks"]}
+    recipe = (ROOT / "Makefile").read_text().partition("\ncheck:")[2].partition("\n\n")[0]
+    assert hooks == {line.strip().replace("$(VENV)", ".venv") for line in recipe.splitlines()[1:]}
+
+
+def test_the_citation_is_valid_and_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert citation["preferred-citation"]["url"].endswith("2506.23423")
 
 
 def test_the_repository_stays_small(committed):
