@@ -27,7 +27,7 @@ EFFECTS = "effects.csv"
 
 _REASONS_SHOWN = 5
 _TEXT_SHOWN = 60
-_WIDTH = 120
+_WIDTH = 140
 """Columns where nobody says how many there are: a pipe, a file."""
 _LITTLE_MASS = 0.01
 """Median probability of all options below which the model would have said something else."""
@@ -72,7 +72,7 @@ def print_effects(store: Store, console: Console | None = None) -> Found:
     lines += [f"  {count:,} x {plain(reason, 150)}" for reason, count in reasons]
     console.print(Text("\n".join(lines)))
     for cell, own, tested in found.cells:
-        if cell.dataset == MAIN:
+        if cell.dataset == MAIN and cell.tasks:
             costs = [
                 each for each in found.cells if each[0].dataset != MAIN and _layers(each[0]) == _layers(cell)
             ]
@@ -167,8 +167,8 @@ def _choices(cell: Cell, tested: list[Effect]) -> Table:
             table.add_row(Text("" if place else label), *_effect_cells(effect))
     table.caption = Text(
         "p: McNemar's exact test, of tasks after Holm's correction over them, of the others without one. "
-        "Interval: paired bootstrap over rows, the chosen α given. Of equally good α the one nearest to 1 is "
-        "chosen"
+        "Interval: paired bootstrap over rows, the chosen α given, uncorrected. Of equally good α the one "
+        "nearest to 1 is chosen"
     )
     table.caption_justify = "left"
     return table
@@ -206,8 +206,8 @@ def _notes(cell: Cell, own: list[Accuracy]) -> list[str]:
         notes.append(f"{where}: no question was answered at every α: there is nothing to compare")
     if rows and (low := min(rows, key=lambda each: each.mass)).mass < _LITTLE_MASS:
         notes.append(
-            f"{where}: all options together have a probability of {low.mass:.1g} (median, α = {low.alpha:g}): "
-            "the model would have said something else: look at prompt, template and the spaces before options"
+            f"{where}: the options together have probability {low.mass:.1g} (median, α = {low.alpha:g}). "
+            "The model would have said something else: look at prompt, template and the spaces before options"
         )
     if tied := sum(each.tied for each in rows):
         notes.append(

@@ -53,5 +53,8 @@ def grid(alphas: Sequence[float], ranges: Sequence[tuple[int, int]], num_layers:
     values = {parse_scale(alpha, limits).alpha for alpha in alphas} | {FT_ALPHA}
     places = dict.fromkeys(ranges or [(0, num_layers - 1)])
     for first, last in places:
-        parse_scale({"value": 0.5, "layers": [first, last]}, limits)
+        try:
+            parse_scale({"value": FT_ALPHA, "layers": [first, last]}, limits)
+        except InputError as error:
+            raise InputError(f"--layers {first}-{last}: {error}") from error
     return tuple(Point(alpha, *place) for place in places for alpha in sorted(values))
