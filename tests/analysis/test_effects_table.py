@@ -65,8 +65,8 @@ def test_effect_and_cost_stand_side_by_side(tmp_path):
     text = printed(store)
     [at_125] = [line for line in text.splitlines() if line.startswith("│ 1.25")]
     assert at_125.count("[") == 2
-    assert "+0.4" in at_125
-    assert "-0.4" in at_125
+    assert "+0.3" in at_125
+    assert "-0.3" in at_125
     assert "main: 200 questions of 1 tasks; utility: 100 questions of 1 tasks" in text
     assert "task wanted" in text
     assert "task kept" not in text
