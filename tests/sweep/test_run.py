@@ -92,6 +92,10 @@ def test_ft_itself_is_asked_once_for_several_ranges(pair, job_of):
     assert [row["option_logps"] for row in at_1[::2]] == [row["option_logps"] for row in at_1[1::2]]
     ranged = [row["option_logps"] for row in rows if row["row"] == 0 and row["alpha"] == 0.5]
     assert ranged[0] != ranged[1]
+    [first, *_] = sorted(run.store_at(job.out).folder.glob("answers-*.parquet"))
+    table = ds.dataset(str(first)).to_table().slice(0, 6)  # a question's, in the grid's order
+    assert table["first_layer"].to_pylist() == [0, 0, 0, 1, 1, 1]
+    assert table["alpha"].to_pylist() == [0.5, 1.0, 1.5] * 2
 
 
 def test_a_utility_is_swept_in_the_same_stream(pair, job_of, tmp_path):

@@ -81,7 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
 
         engine_args, choice = eager_or_compiled(pair, _engine_arguments(arguments), tokens)
         print(f"tuco: starting the engine{choice and f' ({choice})'}", file=sys.stderr, flush=True)
-        return TucoLLM(arguments.pt, arguments.ft, task="generate", **engine_args)
+        return TucoLLM(
+            arguments.pt, arguments.ft, task="generate", use_tqdm_on_load=arguments.debug, **engine_args
+        )
 
     interruption.advise(f"the same command (without --overwrite) goes on from what {job.out} holds")
     run_sweep(job, pair, open_engine)
