@@ -57,7 +57,7 @@ def test_a_sweep_prints_its_tables_and_exits_with_0(tuco, engine, tmp_path):
     assert "α = 1 is asked as well" in err
     assert "starting the engine (eager)" in err
     assert "120/120 answers" in err
-    assert engine.arguments == {"task": "generate", "dtype": "bfloat16"}
+    assert engine.arguments == {"task": "generate", "dtype": "bfloat16", "use_tqdm_on_load": False}
     assert (tmp_path / "out" / "effects.csv").read_text().startswith("dataset,first_layer")
 
 

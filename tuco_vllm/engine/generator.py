@@ -22,8 +22,13 @@ from tuco_vllm.score_requests import Adapted, EngineInput, ScoredTokens
 from tuco_vllm.steering import Limits, Steering
 
 __all__ = [
-    *("Generator", "RequestOutput", "SamplingParams"),
-    *("attach_scores", "logps_of", "next_token", "with_steering"),
+    "Generator",
+    "RequestOutput",
+    "SamplingParams",
+    "attach_scores",
+    "logps_of",
+    "next_token",
+    "with_steering",
 ]
 
 Key = TypeVar("Key")

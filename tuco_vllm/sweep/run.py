@@ -112,7 +112,7 @@ def run_sweep(job: SweepJob, pair: ModelPair, open_engine: OpenEngine) -> None:
         return
     if FT_ALPHA not in job.alphas:
         print("tuco: α = 1 is asked as well: differences are against it", file=sys.stderr)
-    about = {"version": __version__, "vllm": _vllm_version(), "command": list(job.command)}
+    about: dict[str, Any] = {"version": __version__, "vllm": _vllm_version(), "command": list(job.command)}
     about |= {"questions": len(rows), "chunks": len(chunks), "layers": num_layers}
     about |= {"pt": pair.pt.name, "ft": pair.ft.name}
 
