@@ -2,7 +2,7 @@
 
 The strings are GCG's evaluation's (Zou et al. 2023, "I'm sorry", "As an AI", ...) without those that any text
 may have ("As an", "Hello!"), and with the contractions that models use as often. They count anywhere in an
-answer. A match of strings is crude: "I cannot recommend it enough" counts as a refusal, and one in other words
+answer. A match of strings is crude: "I cannot recommend it enough" counts as a refusal, one in other words
 does not. Look at some answers before a share of refusals is believed.
 """
 
