@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from tuco_vllm.analysis.tables import print_status, print_summary, summarise
+from tuco_vllm.analysis.summary import summarise
+from tuco_vllm.analysis.tables import print_status, print_summary
 from tuco_vllm.records import STATE, output_schema
 from tuco_vllm.store import store_at
 
