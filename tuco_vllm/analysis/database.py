@@ -1,4 +1,4 @@
-"""DuckDB for tables and reports: in a file of its own, in bounded memory, filled from batches as they are read."""
+"""DuckDB for tables and reports: in a file of its own, in bounded memory, filled from batches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 EXACT_ROWS = 20_000_000
-"""Up to so many scores quantiles are exact (DuckDB holds them: 160 MB a column); of more they are a sketch's."""
+"""Up to so many scores quantiles are exact (DuckDB holds them: 160 MB a column), of more a sketch's."""
 
 MEMORY = "1GB"
 """What DuckDB may hold; the rest goes to temporary files."""

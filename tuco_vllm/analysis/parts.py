@@ -1,4 +1,4 @@
-"""A run's parts as they are read for tables and reports: from a directory or an object store, one at a time."""
+"""A run's parts as they are read for tables and reports: one at a time, from wherever they lie."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
