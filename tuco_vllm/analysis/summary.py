@@ -1,4 +1,4 @@
-"""What a run's parts hold, for the table that closes it: counts, and quantiles by DuckDB in bounded memory."""
+"""What a run's parts hold, for its closing table: counts, and quantiles by DuckDB in bounded memory."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -15,6 +15,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--against", metavar="VALUE", help="the group that others are compared with; default: the largest")
     add("--by", metavar="COLUMN", help="a column of numbers to hold TuCo against, say the number of shots")
     add("--no-text", action="store_true", help="leave out all texts of prompts")
+    flags = "a calibration of tuco calibrate: the share of each group that it flags"
+    add("--flags", metavar="FILE.json", help=flags)
     place = "default: %(default)s; the tables go into FILE-tables"
     add("--out", type=Path, default=Path("tuco-report.html"), metavar="FILE.html", help=place)
 
@@ -22,7 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the report, and print its main table. Returns the exit code."""
     from tuco_vllm.analysis.report.build import Wishes, write_report
+    from tuco_vllm.flagging import Flags
 
-    wishes = Wishes(arguments.group, arguments.against, arguments.by, not arguments.no_text)
+    flags = None if arguments.flags is None else Flags.read(arguments.flags)
+    wishes = Wishes(arguments.group, arguments.against, arguments.by, not arguments.no_text, flags)
     write_report(arguments.runs, arguments.out, wishes)
     return 0

@@ -18,9 +18,11 @@ from tuco_vllm.analysis.report.cells import Cells, Comparison, compare
 from tuco_vllm.analysis.report.data import read_runs
 from tuco_vllm.analysis.report.document import Figure, Section, shown, visible
 from tuco_vllm.analysis.report.figures import with_ids
+from tuco_vllm.analysis.report.flagged import flagged
 from tuco_vllm.analysis.report.side_by_side import pair, side_by_side
 from tuco_vllm.analysis.report.words import main_finding
 from tuco_vllm.errors import InputError
+from tuco_vllm.flagging import Flags
 from tuco_vllm.store import OutputError
 
 _MARK = b'<meta name="generator" content="tuco report">'
@@ -41,6 +43,8 @@ class Wishes:
     """A column of numbers to hold TuCo against."""
     texts: bool = True
     """Whether prompts are shown."""
+    flags: Flags | None = None
+    """A calibration, of which the shares flagged are shown."""
 
 
 def write_report(runs: Sequence[str], out: Path, wishes: Wishes, console: Console | None = None) -> None:
@@ -63,6 +67,7 @@ def write_report(runs: Sequence[str], out: Path, wishes: Wishes, console: Consol
             columns.by_column(cells),
             columns.output_co(cells),
             columns.reward(cells),
+            flagged(cells, wishes.flags),
             side_by_side(cells, pairings),
             overview.outliers(cells, wishes.texts),
             overview.provenance(cells),

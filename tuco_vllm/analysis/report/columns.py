@@ -19,8 +19,8 @@ def by_column(cells: Cells) -> Section:
         section.left_out = f"no scored row has a number in {name}"
         return section
     section.words.append(
-        "Mean TuCo with 95 % intervals, at each value, or in tenths of all rows where there are more than 30; "
-        "the correlation is Spearman's, within a group. A column that goes with the prompt's length is "
+        "Mean TuCo with 95 % intervals, at each value, or in tenths of all rows where there are more than "
+        "30; the correlation is Spearman's, within a group. A column that goes with the prompt's length is "
         "confounded with it."
     )
     binned(cells, section, "along", name)
@@ -48,8 +48,8 @@ def reward(cells: Cells) -> Section:
         section.left_out = "the runs have no relative reward (tuco score --relative-reward)"
         return section
     section.words.append(
-        "log p of the response under FT less that under PT, summed over its tokens: longer responses have more "
-        f"of it, so it is also given per token. Up to {_POINTS} rows of each group are drawn."
+        "log p of the response under FT less that under PT, summed over its tokens: longer responses have "
+        f"more of it, so it is also given per token. Up to {_POINTS} rows of each group are drawn."
     )
     _against(cells, section, "relative_reward", "relative reward")
     query = (

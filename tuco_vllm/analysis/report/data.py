@@ -70,7 +70,8 @@ class Runs:
     """(place in ``sources``, adapter)."""
     groups: list[str | None] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
-    parts: list[tuple[Source, str]] = field(default_factory=list)
+    parts: list[tuple[Source, str, dict[str, str]]] = field(default_factory=list)
+    """(run, name, metadata)."""
     layers: dict[str, Sums] = field(default_factory=dict)
     """Of ``LAYERS``, and "beta"."""
     positions: Sums = field(default_factory=Sums)
@@ -146,8 +147,9 @@ class _Reader:
         for number, source in enumerate(self.runs.sources):
             for name in source.parts:
                 with opened_part(source.store, name) as part:
-                    source.add_facts(metadata_of(part.schema_arrow))
-                    self.runs.parts.append((source, name))
+                    said = metadata_of(part.schema_arrow)
+                    source.add_facts(said)
+                    self.runs.parts.append((source, name, said))
                     fixed = fixed_columns(part.schema_arrow)
                     asked = [each for each in (self.runs.group, self.runs.by) if each is not None]
                     known = ("id", "error", "ft", "response_tucos", *NUMBERS, *LAYERS)

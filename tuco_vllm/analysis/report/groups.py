@@ -110,9 +110,9 @@ def separation(cells: Cells, comparisons: list[Comparison]) -> Section:
     baseline = cells.name(comparisons[0].baseline)
     section.words += [
         f"AUC is the chance that a row of the group has a higher TuCo than one of “{baseline}”; below 0.5 "
-        f"the group's TuCo is lower. TPR is the share of the group that a threshold catches which {FPR:.0%} of "
-        f"“{baseline}” pass, in the direction named. Intervals are 95 %, one by one. Of groups larger than "
-        f"{SAMPLED:,} rows a random sample of about that many is compared.",
+        f"the group's TuCo is lower. TPR is the share of the group that a threshold catches which {FPR:.0%} "
+        f"of “{baseline}” pass, in the direction named. Intervals are 95 %, one by one. Of groups larger "
+        f"than {SAMPLED:,} rows a random sample of about that many is compared.",
         "“At equal length” is the AUC within fifths of prompt length, pooled: where it falls back to 0.5, "
         "length is what tells the groups apart; where it is missing, no fifth has five rows of both, and the "
         "two cannot be told apart from their lengths.",
@@ -147,8 +147,8 @@ def length(cells: Cells) -> Section:
         section.left_out = f"all prompts have {low:,.0f} tokens"
         return section
     section.words.append(
-        "Mean TuCo, with 95 % intervals, in tenths of all prompts by length (at each length where there are up "
-        "to 30); the correlation is Spearman's, within a group."
+        "Mean TuCo, with 95 % intervals, in tenths of all prompts by length (at each length where there are "
+        "up to 30); the correlation is Spearman's, within a group."
     )
     binned(cells, section, "prompt_tokens", "prompt tokens", log_x=low > 0 and high / low > 8)
     return section

@@ -42,10 +42,9 @@ def warnings(cells: Cells) -> list[str]:
         if source.unfinished:
             said.append(f"{source.label} is unfinished: {source.unfinished}.")
     for name, what in _MUST_AGREE.items():
-        if len(values := {source.fact(name) for source in sources}) > 1:
+        if len({source.fact(name) for source in sources}) > 1:
             named = "; ".join(f"{source.label}: {source.fact(name)[:40] or 'not said'}" for source in sources)
             said.append(f"The runs differ in {what} ({named}): their scores do not compare.")
-            assert values
     for series in range(len(cells.runs.series)):
         query = f"SELECT median(tuco) FROM sample JOIN cells USING (cell) WHERE series = {series}"
         [median] = cells.runs.one(query)
@@ -116,7 +115,8 @@ def rows(cells: Cells, texts: bool) -> Section:
 def _duplicates(cells: Cells, tables: list[Table]) -> str:
     query = (
         "SELECT series, count(*), sum(n), arg_max(id, n), max(n) FROM"
-        " (SELECT series, id, count(*) AS n FROM rows JOIN cells USING (cell) WHERE id IS NOT NULL GROUP BY series, id HAVING count(*) > 1)"
+        " (SELECT series, id, count(*) AS n FROM rows JOIN cells USING (cell)"
+        " WHERE id IS NOT NULL GROUP BY series, id HAVING count(*) > 1)"
         " GROUP BY series ORDER BY series"
     )
     found: list[tuple[Value, ...]] = [
@@ -183,7 +183,7 @@ def _texts(cells: Cells, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], 
     """Prompts by part and place in it, shortened."""
     found = {}
     for number in sorted({part for part, _ in wanted}):
-        source, name = cells.runs.parts[number]
+        source, name, _ = cells.runs.parts[number]
         places = sorted(place for part, place in wanted if part == number)
         with opened_part(source.store, name) as part:
             if "prompt" in fixed_columns(part.schema_arrow):

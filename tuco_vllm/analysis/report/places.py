@@ -29,8 +29,8 @@ def layers(cells: Cells) -> Section:
         section.words.append(f"Left out, for the runs do not have them: {', '.join(missing)}.")
     section.words.append(
         f"Means over the rows of a group; the band is one standard deviation. Curves are those of the "
-        f"{MOST_LINES} largest groups. β after the last layer is TuCo; the largest β bounds how far apart the "
-        "two models' states are (paper, Prop. 4.2)."
+        f"{MOST_LINES} largest groups. β after the last layer is TuCo; the largest β bounds how far apart "
+        "the two models' states are (paper, Prop. 4.2)."
     )
     curves = {
         "beta": ("β up to the layer", "Share of fine-tuning after each layer", False),
@@ -91,9 +91,9 @@ def positions(cells: Cells) -> Section:
         section.left_out = "no row has a scored response"
         return section
     section.words.append(
-        "Mean TuCo of the forward pass that produced the response's token at this position (0 is the prompt's "
-        f"own TuCo), with 95 % intervals, where at least {_FEWEST} responses are as long. Later positions have "
-        f"fewer, and other, responses: the table has n. Tokens from the {PLACES:,}th on are left out."
+        "Mean TuCo of the forward pass that produced the response's token at this position (0 is the "
+        f"prompt's own TuCo), with 95 % intervals, where at least {_FEWEST} responses are as long. Later "
+        f"positions have fewer, and other, responses: the table has n. It ends at token {PLACES:,}."
     )
     for title, shown in drawn(cells):
         curves = [curve for cell in _largest(cells, shown) if (curve := _mean_curve(cells, cell))]
@@ -130,8 +130,9 @@ def _mean_curve(cells: Cells, cell: int) -> Line | None:
 
 def _responses(cells: Cells) -> list[Table]:
     query = (
-        "SELECT cell, count(*), avg(response_tuco), stddev_samp(response_tuco), avg(response_tokens), avg(tuco)"
-        " FROM rows WHERE tuco IS NOT NULL AND response_tuco IS NOT NULL GROUP BY cell ORDER BY cell"
+        "SELECT cell, count(*), avg(response_tuco), stddev_samp(response_tuco), avg(response_tokens),"
+        " avg(tuco) FROM rows WHERE tuco IS NOT NULL AND response_tuco IS NOT NULL GROUP BY cell"
+        " ORDER BY cell"
     )
     rows: list[tuple[Value, ...]] = [
         (*named(cells, cell), n, of_moments(n, mean, sd), sd, tokens, prompt)

@@ -64,7 +64,7 @@ def side_by_side(cells: Cells, pairings: list[Pairing]) -> Section:
     first = cells.series_name(0)
     section.words.append(
         f"Differences are TuCo less that of “{first}”, row by row where both have the id once and scored it; "
-        "means with 95 % intervals. Spearman's correlation says whether the runs put rows into the same order."
+        "means with 95 % intervals. Spearman's correlation says whether the runs order rows alike."
     )
     _means(cells, section)
     if not pairings:

@@ -1,4 +1,4 @@
-"""The runs that a report is of: where their parts lie, what these say of themselves, whether all are there."""
+"""The runs that a report is of: where their parts lie, what they say of themselves, whether all are there."""
 
 import json
 import os

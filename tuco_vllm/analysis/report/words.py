@@ -43,8 +43,8 @@ def _of_groups(cells: Cells, comparisons: list[Comparison]) -> tuple[str, str]:
         found += _at_equal_length(best)
     doubts = (
         "This does not show why the groups differ: whatever else goes with a group, its template, length, "
-        "language or likeness to what the model was tuned on, may be the reason; and it is a finding on these "
-        "rows and this pair of models."
+        "language or likeness to what the model was tuned on, may be the reason; and it is a finding on "
+        "these rows and this pair of models."
     )
     if len(comparisons) > 1:
         doubts += (
