@@ -119,9 +119,13 @@ def read_runs(places: Sequence[str], group: str | None, by: str | None) -> Itera
         runs = Runs(database, sources, group, by, layers={name: Sums() for name in (*LAYERS, "beta")})
         reader = _Reader(runs)
         fill_table(database, "rows", _ROWS, reader.batches())
-        places = [(number, cell.series, cell.group) for number, cell in enumerate(runs.cells)]
-        named = zip(("cell", "series", "grp"), zip(*places, strict=True), strict=True)
-        database.register("named", pa.table({name: pa.array(values, pa.int32()) for name, values in named}))
+        columns = {
+            "cell": list(range(len(runs.cells))),
+            "series": [cell.series for cell in runs.cells],
+            "grp": [cell.group for cell in runs.cells],
+        }
+        named = {name: pa.array(values, pa.int32()) for name, values in columns.items()}
+        database.register("named", pa.table(named))
         database.execute("CREATE TABLE cells AS SELECT * FROM named")
         share = f"least(1.0, {SAMPLED} / n)"
         counts = (

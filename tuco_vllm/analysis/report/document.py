@@ -94,7 +94,9 @@ def shown(value: Value) -> str:
 def _places(size: float, half: float) -> int:
     """Decimals of an interval: a digit of its half width, and three of small numbers."""
     least = 3 if size < 10 else 1 if size < 100 else 0
-    return least if half <= 0 or not math.isfinite(half) else min(8, max(least, math.ceil(-math.log10(half))))
+    if half <= 0 or not math.isfinite(half):
+        return least
+    return min(8, max(least, math.ceil(-math.log10(half) - 1e-6)))
 
 
 def _rounded(value: float) -> str:
