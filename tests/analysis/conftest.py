@@ -43,8 +43,7 @@ class Report:
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
-    """Write a report of these runs, with these wishes. Its figures are empty, which takes a tenth of the time,
-    unless it is to be ``drawn``."""
+    """Write a report of these runs, with these wishes; its figures are empty unless it is ``drawn``."""
 
     def write(*runs, out="report.html", drawn=False, **wishes) -> Report:
         if not drawn:

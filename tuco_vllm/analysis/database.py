@@ -26,7 +26,11 @@ def scratch_database(memory: str = MEMORY) -> Iterator["DuckDBPyConnection"]:
     import duckdb  # 0.1 s, for those who read rows
 
     with TemporaryDirectory(prefix="tuco-") as folder:
-        settings = {"memory_limit": memory, "temp_directory": f"{folder}/spilled", "threads": 4}
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": memory,
+            "temp_directory": f"{folder}/spilled",
+            "threads": 4,
+        }
         try:
             with duckdb.connect(f"{folder}/rows.db", config=settings) as database:
                 database.execute("SET enable_progress_bar = false")

@@ -168,10 +168,9 @@ def _print(cells: Cells, comparisons: list[Comparison], finding: str, out: Path,
     for series, cell in listed[:_PRINTED]:
         s = cells.spreads[cell]
         names = [cells.series_name(series)] * several + [cells.name(cell)]
-        row = [f"{s.n:,}", shown(s.mean)]
-        if comparisons:
-            found = of_cell.get(cell)
-            row += [Text(shown(found.auc), no_wrap=True), shown(found.matched.value)] if found else ["", ""]
+        row: list[str | Text] = [f"{s.n:,}", shown(s.mean)]
+        if found := of_cell.get(cell):
+            row += [Text(shown(found.auc), no_wrap=True), shown(found.matched.value)]
         table.add_row(*(Text(visible(name, 80)) for name in names), *row)
     if more := len(listed) - _PRINTED + cells.left_out():
         table.caption = f"{more:,} more in the report" if more > 0 else None

@@ -67,10 +67,10 @@ class Cells:
             "SELECT cell, count(*), count(error), count(tuco), avg(tuco), stddev_samp(tuco), min(tuco),"
             f" max(tuco), {quantiles('tuco', SHARES, self.exact)} FROM rows GROUP BY cell ORDER BY cell"
         )
-        self.spreads = {
-            row[0]: Spread(*(np.nan if value is None else value for value in row[:8]), row[8] or [])
-            for row in runs.all(query)
-        }
+        self.spreads: dict[int, Spread] = {}
+        for cell, rows, errors, n, *moments, between in runs.all(query):
+            mean, sd, low, high = (np.nan if each is None else float(each) for each in moments)
+            self.spreads[cell] = Spread(cell, rows, errors, n, mean, sd, low, high, between or [])
         self.against = self._baseline(against)
 
     def of(self, series: int) -> list[int]:

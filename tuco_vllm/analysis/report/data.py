@@ -218,7 +218,9 @@ class _Reader:
         known = self._numbers[kind]
         if key not in known:
             known[key] = len(known)
-            {"series": self.runs.series, "group": self.runs.groups, "cell": self.runs.cells}[kind].append(key)
+            lists: dict[str, list[Any]]
+            lists = {"series": self.runs.series, "group": self.runs.groups, "cell": self.runs.cells}
+            lists[kind].append(key)
         return known[key]
 
     def _add_lists(

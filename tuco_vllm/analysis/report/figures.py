@@ -173,7 +173,8 @@ def _legend(figure: Drawing, axes: Any) -> None:
     if len(labels) > 1:
         legend = figure.legend(loc="outside lower center", ncols=2, fontsize=9.5, markerscale=1.5)
         for handle in legend.legend_handles:
-            handle.set_alpha(1)
+            if handle is not None:
+                handle.set_alpha(1)
 
 
 def _label(text: str) -> str:

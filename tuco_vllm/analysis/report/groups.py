@@ -126,11 +126,11 @@ def separation(cells: Cells, comparisons: list[Comparison]) -> Section:
         rows.append((*name, n, each.direction, each.auc, each.tpr, each.matched, shared))
         for low, high, ups, downs, area in each.buckets:
             pieces.append((*name, low, high, ups, downs, area))
-    headings = ("n", "TuCo is", "AUC", "TPR", "AUC at equal length", "rows of equal length")
-    section.tables.append(Table("auc", (*lead(cells), *headings), rows, shown=LARGEST * MOST_SERIES))
+    columns = ("n", "TuCo is", "AUC", "TPR", "AUC at equal length", "rows of equal length")
+    section.tables.append(Table("auc", (*lead(cells), *columns), rows, shown=LARGEST * MOST_SERIES))
     if pieces:
-        headings = ("shortest", "longest", "n", "n baseline", "AUC")
-        section.tables.append(Table("auc_by_length", (*lead(cells), *headings), pieces, shown=0))
+        ends = ("shortest", "longest", "n", "n baseline", "AUC")
+        section.tables.append(Table("auc_by_length", (*lead(cells), *ends), pieces, shown=0))
     return section
 
 

@@ -87,11 +87,12 @@ def rows(cells: Cells, texts: bool) -> Section:
     counted: list[tuple[Value, ...]] = []
     for cell in range(len(runs.cells)):
         s = cells.spreads[cell]
-        series = cells.series_name(runs.cells[cell].series)
-        counted.append((series, cells.name(cell), s.rows, s.n, s.errors, s.rows - s.n - s.errors))
+        run = cells.series_name(runs.cells[cell].series)
+        counted.append((run, cells.name(cell), s.rows, s.n, s.errors, s.rows - s.n - s.errors))
     headings = ("run", "group", "rows", "scored", "errors", "no finite score")
     tables = [Table("rows", headings, counted, shown=25)]
-    failed, unusable = sum(int(row[4] or 0) for row in counted), sum(int(row[5] or 0) for row in counted)  # type: ignore[arg-type]
+    failed = sum(s.errors for s in cells.spreads.values())
+    unusable = sum(s.rows - s.n for s in cells.spreads.values()) - failed
     words = [
         f"{sum(s.rows for s in cells.spreads.values()):,} rows, of which {cells.scored:,} were scored, "
         f"{failed:,} have an error and {unusable:,} no finite score; only scored ones count below."
@@ -104,7 +105,9 @@ def rows(cells: Cells, texts: bool) -> Section:
             f"SELECT series, {reason} AS reason, count(*) AS n FROM rows JOIN cells USING (cell)"
             " WHERE error IS NOT NULL GROUP BY ALL ORDER BY n DESC, series, reason LIMIT 200"
         )
-        found = [(cells.series_name(s), text[:1000], n) for s, text, n in runs.all(query)]
+        found: list[tuple[Value, ...]] = [
+            (cells.series_name(series), text[:1000], n) for series, text, n in runs.all(query)
+        ]
         tables.append(
             Table("errors", ("run", "reason", "rows"), found, "Numbers in reasons are N.", shown=10)
         )

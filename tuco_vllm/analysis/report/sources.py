@@ -43,7 +43,7 @@ class Source:
 def open_sources(places: Sequence[str]) -> list[Source]:
     """The runs, in order. Raises InputError for a place that holds no parts of a run."""
     labels = _labels(places)
-    sources = []
+    sources: list[Source] = []
     for place, label in zip(places, labels, strict=True):
         store = store_at(place)
         if store.folder is not None and store.folder.is_file():
