@@ -19,10 +19,10 @@ METADATA = {
     "dtype": "float32",
     "row_dtype": "float32",
     "chat_template_sha256": "t" * 64,
-    "template_applied": "true",
     "vllm_version": "0.32.0",
     "command": "tuco score in.jsonl --pt base --ft chat --out out",
 }
+"""What a part is begun with; ``template_applied`` and ``templated_rows`` are written at its end."""
 NEW_IN_2 = ("tuco_l2", "path_tuco", "cosine", "cancellation", "cosines")
 
 
@@ -68,11 +68,15 @@ def write_run(folder, rows, *, parts=2, finished=True, schema=None, row_group=64
     schema = schema or schema_of(rows)
     more = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in schema.names]
     extras = [pa.field(name, pa.array([row.get(name) for row in rows]).type) for name in more]
+    at_end = {"template_applied": metadata.pop("template_applied", "true")}
+    at_end |= {name: metadata.pop(name) for name in ("templated_rows",) if name in metadata}
     said = {f"tuco.{name}": value for name, value in (METADATA | metadata).items()}
     whole = pa.schema([*schema, *extras], metadata=said)
     for number, chunk in enumerate(np.array_split(np.arange(len(rows)), parts)):
         table = pa.Table.from_pylist([rows[place] for place in chunk], whole)
-        pq.write_table(table, folder / f"part-{number:08}-job.parquet", row_group_size=row_group)
+        with pq.ParquetWriter(folder / f"part-{number:08}-job.parquet", whole) as file:
+            file.write_table(table, row_group_size=row_group)
+            file.add_key_value_metadata({f"tuco.{name}": value for name, value in at_end.items()})
     (folder / "_tuco").mkdir(exist_ok=True)
     counts = {"rows_committed": len(rows), "rows_total": len(rows) + (0 if finished else 5)}
     (folder / "_tuco/run.json").write_text(json.dumps({"counts": counts}))

@@ -223,3 +223,11 @@ def test_a_calibration_of_something_else_flags_nothing(tmp_path, report, fields,
     written = report(write_run(tmp_path / "run", scored_rows([0.1, 0.2])), flags=flags(**fields))
     assert message in written.left_out().replace("&#39;", "'")
     assert "flagged" not in written.names
+
+
+def test_parts_with_prompts_of_two_forms_have_no_threshold(tmp_path, report):
+    rows = scored_rows([0.1, 0.2, "error", 0.3], prompt_tokens=20)
+    whole = write_run(tmp_path / "whole", rows, parts=1, templated_rows="3")
+    assert report(whole, flags=flags()).table("flagged")[0]["judged"] == "3"
+    mixed = write_run(tmp_path / "mixed", rows, parts=1, templated_rows="2")
+    assert "no part of the runs" in report(mixed, flags=flags()).left_out()

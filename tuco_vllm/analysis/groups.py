@@ -41,18 +41,18 @@ def read_groups(directory: Path, column: str) -> list[Group]:
 
 
 def print_groups(groups: list[Group], baseline: str, console: Console | None = None) -> None:
-    """One line a group; the last columns tell each group from ``baseline`` by TuCo, with an interval."""
+    """One line a group; the last column tells each group from ``baseline`` by TuCo, with a 95 % interval."""
     against = next(group for group in groups if group.name == baseline)
     table = Table(title="TuCo by group", title_justify="left")
     table.add_column("group")
-    for heading in ("prompts", "mean", "sd", "min", "median", "max", f"AUC vs {baseline}", "95 %"):
-        table.add_column(heading, justify="right")
+    for heading in ("prompts", "mean", "sd", "median", f"AUC vs {baseline}"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for group in groups:
         scores = group.tuco
-        figures = (scores.mean(), scores.std(ddof=1), scores.min(), np.median(scores), scores.max())
-        shown = ["", ""]
+        figures = (scores.mean(), scores.std(ddof=1), np.median(scores))
+        shown = ""
         if group is not against:
             area = auc(scores, against.tuco)
-            shown = [f"{area.value:.2f}", f"{area.low:.2f}–{area.high:.2f}"]
-        table.add_row(group.name, str(len(scores)), *(f"{figure:.3f}" for figure in figures), *shown)
+            shown = f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}]"
+        table.add_row(group.name, str(len(scores)), *(f"{figure:.3f}" for figure in figures), shown)
     (console or Console()).print(table)

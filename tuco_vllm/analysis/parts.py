@@ -38,10 +38,10 @@ def fixed_columns(schema: pa.Schema) -> list[str]:
     return names[: names.index("error") + 1]
 
 
-def metadata_of(schema: pa.Schema) -> dict[str, str]:
-    """What a part says of its run, by names without ``tuco.``."""
+def metadata_of(part: pq.ParquetFile) -> dict[str, str]:
+    """What a part says of its run, by names without ``tuco.``; its footer has more of it than its schema."""
     said = {
         key.decode(errors="replace"): value.decode(errors="replace")
-        for key, value in (schema.metadata or {}).items()
+        for key, value in (part.metadata.metadata or {}).items()
     }
     return {key.removeprefix("tuco."): value for key, value in said.items() if key.startswith("tuco.")}

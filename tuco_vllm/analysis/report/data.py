@@ -151,7 +151,7 @@ class _Reader:
         for number, source in enumerate(self.runs.sources):
             for name in source.parts:
                 with opened_part(source.store, name) as part:
-                    said = metadata_of(part.schema_arrow)
+                    said = metadata_of(part)
                     source.add_facts(said)
                     self.runs.parts.append((source, name, said))
                     fixed = fixed_columns(part.schema_arrow)

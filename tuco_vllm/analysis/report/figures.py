@@ -75,8 +75,9 @@ def boxes(rows: Sequence[Box], xlabel: str) -> str:
             color = _COLORS[place % len(_COLORS)]
             low, left, middle, right, high = row.quantiles
             points = np.asarray(row.points, np.float64)
+            size, alpha = (6, 0.3) if len(points) > 100 else (14, 0.7)
             across = -place + spread.uniform(-0.28, 0.28, len(points))
-            axes.scatter(points, across, s=6, alpha=0.3, color=color, linewidths=0, zorder=1)
+            axes.scatter(points, across, s=size, alpha=alpha, color=color, linewidths=0, zorder=1)
             axes.plot([low, high], [-place, -place], color="#222", linewidth=1, zorder=2)
             axes.barh(
                 -place,

@@ -26,10 +26,19 @@ def flagged(cells: Cells, flags: Flags | None) -> Section:
     if flags.column not in NUMBERS or not runs.has(flags.column):
         section.left_out = f"the calibration is of the column {flags.column}, which no scored row has"
         return section
+    scored = dict(runs.all("SELECT part, count(*) FROM rows WHERE error IS NULL GROUP BY part"))
+    mixed = {
+        number for number, (_, _, said) in enumerate(runs.parts) if _is_mixed(said, scored.get(number, 0))
+    }
+    if mixed:
+        section.words.append(
+            f"{len(mixed):,} parts have prompts with a chat template and prompts without, and do not say "
+            "which is which: their rows have no threshold."
+        )
     thresholds = [
         {"of_part": number, "shortest": b.shortest, "longest": b.longest, "threshold": b.threshold}
         for number, (_, _, said) in enumerate(runs.parts)
-        if all(_of_part(said, name) == getattr(flags, name) for name in _SAME)
+        if number not in mixed and all(_of_part(said, name) == getattr(flags, name) for name in _SAME)
         for b in flags.templates.get(_form(said), ())
     ]
     if not thresholds:
@@ -62,6 +71,12 @@ def flagged(cells: Cells, flags: Flags | None) -> Section:
 def _of_part(said: dict[str, str], name: str) -> str:
     """A part's metadata; rows of runs of before there were other rows are in the model's dtype."""
     return said.get(name, said.get("dtype", "") if name == "row_dtype" else "")
+
+
+def _is_mixed(said: dict[str, str], scored: int) -> bool:
+    """Whether a template made some of a part's scored prompts, but not all."""
+    templated = said.get("templated_rows", "")
+    return said.get("template_applied") == "true" and templated.isdecimal() and int(templated) < scored
 
 
 def _form(said: dict[str, str]) -> str | None:

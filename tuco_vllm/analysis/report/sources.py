@@ -55,7 +55,7 @@ def open_sources(places: Sequence[str]) -> list[Source]:
         with opened_part(store, parts[0]) as part:
             columns = list(part.schema_arrow.names)
             source = Source(label, store, parts, _unfinished(store), columns)
-            source.add_facts(metadata_of(part.schema_arrow))
+            source.add_facts(metadata_of(part))
         sources.append(source)
     return sources
 

@@ -57,7 +57,10 @@ def _of_groups(cells: Cells, comparisons: list[Comparison]) -> tuple[str, str]:
 def _at_equal_length(best: Comparison) -> str:
     matched = best.matched
     if not matched.n:
-        return " Prompts of the two groups have no lengths in common, so length alone may be what is seen."
+        return (
+            " Too few of their prompts are of about equal length to compare those, so length alone may be "
+            "what is seen."
+        )
     text = f" Among prompts of about equal length the AUC is {shown(matched)}"
     away, left = abs(best.auc.value - 0.5), (matched.value - 0.5) * (1 if best.auc.value > 0.5 else -1)
     if matched.low <= 0.5 <= matched.high or left < 0.5 * away:
