@@ -19,7 +19,7 @@ from tuco_vllm.errors import InputError
 HOSTILE = [
     "<script>alert(1)</script>",
     "</svg></style><img src=x onerror=alert(1)>",
-    "$x^2$ $\\frac{",
+    "$\\frac{$",
     "\"quoted\" 'names' & more; --",
     "line\nbreak\tand \x1b[31mred\x1b[0m \x00 \u202eesrever",
     "_begins with one",

@@ -46,7 +46,7 @@ def test_two_runs_are_paired_by_id(tmp_path, report):
 
 
 def test_ids_that_repeat_are_counted_and_not_paired(tmp_path, report):
-    rows = scored_rows([0.1, 0.2, 0.3, 0.4], id=["x", "x", "y", "z"])
+    rows = scored_rows([0.1, "error", 0.3, 0.4], id=["x", "x", "y", "z"])
     others = scored_rows([0.5, 0.9, 0.6, "error"], id=["x", "y", "q", "z"])
     written = report(write_run(tmp_path / "one", rows), write_run(tmp_path / "two", others))
     [row] = written.table("repeated_ids")
