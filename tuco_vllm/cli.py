@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tuco_vllm import __version__, interruption
-from tuco_vllm.commands import demo, doctor, score, serve, status, sweep
+from tuco_vllm.commands import demo, doctor, report, score, serve, status, sweep
 from tuco_vllm.errors import InputError, TucoError
 
 _COMMANDS = {
@@ -20,6 +20,7 @@ _COMMANDS = {
     "serve": serve,
     "status": status,
     "sweep": sweep,
+    "report": report,
     "demo": demo,
     "doctor": doctor,
 }
