@@ -67,6 +67,9 @@ def test_classes_that_do_not_overlap_are_not_certain():
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(0.025 ** (1 / 3))
     assert auc([1] * 3, [2] * 9).value == 0.0
+    caught = tpr_at_fpr([3, 4, 5], [1, 2] * 10)
+    assert (caught.value, caught.high) == (1.0, 1.0)
+    assert caught.low == pytest.approx(0.025 ** (1 / 3))
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -47,9 +47,7 @@ def auc(positive: ArrayLike, negative: ArrayLike, *, resamples: int = 1000, seed
         return Estimate(np.nan, np.nan, np.nan, n)
     value = float(stats.mannwhitneyu(above, below, method="asymptotic").statistic / (len(above) * len(below)))
     if value in (0.0, 1.0):
-        few = min(len(above), len(below))
-        ends = stats.binomtest(round(value * few), few).proportion_ci(LEVEL, method="exact")
-        return Estimate(value, float(ends.low), float(ends.high), n)
+        return Estimate(value, *_exact(value, min(len(above), len(below))), n)
     if max(len(above), len(below)) > _RESAMPLED:
         spread = stats.norm.ppf(1 - _TAIL) * _delong_deviation(above, below)
         return Estimate(value, max(0.0, value - spread), min(1.0, value + spread), n)
@@ -70,26 +68,29 @@ def tpr_at_fpr(
 
     ``above``: whether positives are those with high scores; else those with low ones. Scores equal to the
     threshold are not beyond it, so ties never break the promise. The interval is a stratified percentile
-    bootstrap in which the threshold is drawn too.
+    bootstrap in which the threshold is drawn too; where it catches all or none, at least Clopper-Pearson's.
     """
     sign = 1.0 if above else -1.0
-    high, rest = sign * _scores(positive), np.sort(sign * _scores(negative))[::-1]
-    n = len(high) + len(rest)
-    if not len(high) or not len(rest):
+    ups, rest = np.sort(sign * _scores(positive)), np.sort(sign * _scores(negative))[::-1]
+    n = len(ups) + len(rest)
+    if not len(ups) or not len(rest):
         return Estimate(np.nan, np.nan, np.nan, n)
     passed = allowed(fpr, len(rest))
     if passed >= len(rest):
         return Estimate(1.0, 1.0, 1.0, n)
-    high = np.sort(high)
 
     def share(thresholds: Any) -> Any:
-        return 1 - np.searchsorted(high, thresholds, side="right") / len(high)
+        return 1 - np.searchsorted(ups, thresholds, side="right") / len(ups)
 
     # Of a resample of N negatives, the one with `passed` above it is at a place that a beta distribution has.
     draw = np.random.default_rng(seed)
     places = (draw.beta(passed + 1, len(rest) - passed, resamples) * len(rest)).astype(np.int64)
-    drawn = draw.binomial(len(high), share(rest[np.minimum(places, len(rest) - 1)])) / len(high)
-    return Estimate(float(share(rest[passed])), *_percentiles(drawn), n)
+    drawn = draw.binomial(len(ups), share(rest[np.minimum(places, len(rest) - 1)])) / len(ups)
+    value, (low, high) = float(share(rest[passed])), _percentiles(drawn)
+    if value in (0.0, 1.0):
+        ends = _exact(value, len(ups))
+        low, high = min(low, ends[0]), max(high, ends[1])
+    return Estimate(value, low, high, n)
 
 
 def allowed(share: float, n: int) -> int:
@@ -143,6 +144,12 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Estimate:
 def _scores(values: ArrayLike) -> Floats:
     flat = np.asarray(values, np.float64).ravel()
     return flat[~np.isnan(flat)]
+
+
+def _exact(share: float, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share of ``n`` that is all or none."""
+    ends = stats.binomtest(round(share * n), n).proportion_ci(LEVEL, method="exact")
+    return float(ends.low), float(ends.high)
 
 
 def _percentiles(drawn: Floats) -> tuple[float, float]:
