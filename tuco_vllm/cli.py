@@ -12,10 +12,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tuco_vllm import __version__, interruption
-from tuco_vllm.commands import demo, doctor, score, serve, status
+from tuco_vllm.commands import calibrate, demo, doctor, score, serve, status
 from tuco_vllm.errors import InputError, TucoError
 
-_COMMANDS = {"score": score, "serve": serve, "status": status, "demo": demo, "doctor": doctor}
+_COMMANDS = {
+    "score": score,
+    "serve": serve,
+    "status": status,
+    "calibrate": calibrate,
+    "demo": demo,
+    "doctor": doctor,
+}
 
 _INTERRUPTED = 130
 _READER_GONE = 141
