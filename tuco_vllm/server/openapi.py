@@ -31,8 +31,8 @@ def describe_fields(app: FastAPI, limits: Limits, *, flags: bool = False) -> Non
 
 _FLAGGED = (
     " Its `flagged` says whether the choice's score is beyond the threshold that was calibrated for prompts "
-    "of its form and length; null where none was. A stream says it in the first scored chunk of a choice, or in "
-    "the last where thresholds are of responses."
+    "of its form and length; null where none was. A stream says it in a choice's first scored chunk, "
+    "or in its last where thresholds are of responses."
 )
 
 
