@@ -142,7 +142,7 @@ def test_chats_and_raw_prompts_have_thresholds_of_their_own():
     templates = {CHATS: BUCKETS, None: (Bucket(1, 99, 0.9),)}
     for path, body, counts in (
         (CHAT, {"model": "m"}, (1, 1)),
-        (COMPLETIONS, {"model": None}, (1, 0)),
+        (COMPLETIONS, {}, (1, 0)),
         ("/v1/chat/completions/batch", {}, (1, 1)),
         ("/v1/responses", {"input": "x"}, (1, 1)),
         ("/v1/messages", {}, (1, 1)),
