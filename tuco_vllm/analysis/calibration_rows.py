@@ -202,9 +202,13 @@ class _Gathered:
                     "is which: score the two in runs of their own"
                 )
         origin = Origin(
-            *(metadata[name] for name in ("pt_fingerprint", "ft_fingerprint", "dtype")),
-            metadata.get("row_dtype", metadata["dtype"]),  # of schema 1, which had no other
-            *(metadata["pt"], metadata["ft"], place),
+            pt_fingerprint=metadata["pt_fingerprint"],
+            ft_fingerprint=metadata["ft_fingerprint"],
+            dtype=metadata["dtype"],
+            row_dtype=metadata.get("row_dtype", metadata["dtype"]),  # of schema 1, which had no other
+            pt=metadata["pt"],
+            ft=metadata["ft"],
+            where=place,
         )
         if self.origin is None:
             self.origin = origin

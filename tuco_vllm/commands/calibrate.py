@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 from tuco_vllm.commands.option_types import positive
 
@@ -27,13 +28,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     side = "which side of a threshold is flagged; jailbreaks lower TuCo (paper §5.3); default: %(default)s"
     add("--direction", choices=("below", "above"), default="below", help=side)
-    pair, given = "COLUMN=VALUE", {"type": _pair, "action": "append", "default": []}
+    given: dict[str, Any] = {"type": _pair, "action": "append", "default": [], "metavar": "COLUMN=VALUE"}
     alike = "again: of one column either value, of several columns all of them"
     clean = f"rows that should not be flagged; default: all that are neither attack nor control; {alike}"
-    add("--clean", metavar=pair, help=clean, **given)
-    add("--attack", metavar=pair, help=f"rows that should be: what share is; {alike}", **given)
+    add("--clean", help=clean, **given)
+    add("--attack", help=f"rows that should be: what share is; {alike}", **given)
     control = "rows that share something with attacks (length, template, suffix) and are none; each by itself"
-    add("--control", metavar=pair, help=control, **given)
+    add("--control", help=control, **given)
     add("--ft", metavar="NAME", help="of a run with several adapters the one, as its column ft has it")
     most = "ranges of prompt length with a threshold each: at most so many; default: %(default)s"
     add("--buckets", type=positive, default=4, metavar="N", help=most)

@@ -59,18 +59,11 @@ def serve(pt: str | None, ft: str, flags: Sequence[str], *, limits: Limits, flag
         arguments.served_model_name = own
     if arguments.chat_template is not None:
         tokenizer.chat_template = serving.read_chat_template(arguments.chat_template)
-    encoder = PromptEncoder(
-        tokenizer,
-        vocab_size=pair.ft.config.get("vocab_size"),
-        template_variables=arguments.default_chat_template_kwargs,  # of chat completions as well
-        mend="shorten it, or serve it with a larger --max-model-len",
-    )
-    encoder.shared = SharedTokens(pair, tokenizer, trust_remote_code=trust)
+    encoder = _encoder(pair, tokenizer, arguments, trust)
 
     if calibration is not None:
-        expect_dtype(
-            calibration, {"half": "float16", "float": "float32"}.get(arguments.dtype, arguments.dtype)
-        )
+        alias = {"half": "float16", "float": "float32"}
+        expect_dtype(calibration, alias.get(arguments.dtype, arguments.dtype))
         _checker(calibration, encoder, arguments, [])
     _warn_if_open(arguments)
 
@@ -82,12 +75,7 @@ def serve(pt: str | None, ft: str, flags: Sequence[str], *, limits: Limits, flag
             app, engine, encoder, arguments, None if pair.ft.adapter is None else names[0]
         )
         if calibration is not None:
-            expect_dtype(calibration, engine.dtype)
-            own = service.models if service.adapters is None else service.models[:1]
-            service.checker = _checker(calibration, encoder, arguments, own)
-            engine.score_all()
-            for warning in service.checker.warnings():
-                print(f"tuco: warning: {warning}", file=sys.stderr, flush=True)
+            _judge(service, calibration, engine, encoder, arguments)
         install(
             app,
             pair,
@@ -104,6 +92,17 @@ def serve(pt: str | None, ft: str, flags: Sequence[str], *, limits: Limits, flag
     serving.serve(arguments, extend)
 
 
+def _encoder(pair: ModelPair, tokenizer: Any, arguments: Namespace, trust_remote_code: bool) -> PromptEncoder:
+    encoder = PromptEncoder(
+        tokenizer,
+        vocab_size=pair.ft.config.get("vocab_size"),
+        template_variables=arguments.default_chat_template_kwargs,  # of chat completions as well
+        mend="shorten it, or serve it with a larger --max-model-len",
+    )
+    encoder.shared = SharedTokens(pair, tokenizer, trust_remote_code=trust_remote_code)
+    return encoder
+
+
 def _score_service(
     app: FastAPI, engine: Any, encoder: PromptEncoder, arguments: Namespace, adapter: str | None
 ) -> ScoreService:
@@ -115,6 +114,18 @@ def _score_service(
         return ScoreService(engine, encoder, names)
     adapters = ServedAdapters(app.state.openai_serving_models.lora_requests)
     return ScoreService(engine, encoder, [adapter, *names], adapters)
+
+
+def _judge(
+    service: ScoreService, flags: Flags, engine: Any, encoder: PromptEncoder, arguments: Namespace
+) -> None:
+    """Have all scores judged by a calibration. InputError where they are of another dtype."""
+    expect_dtype(flags, engine.dtype)
+    own = service.models if service.adapters is None else service.models[:1]
+    service.checker = _checker(flags, encoder, arguments, own)
+    engine.score_all()
+    for warning in service.checker.warnings():
+        print(f"tuco: warning: {warning}", file=sys.stderr, flush=True)
 
 
 def _checker(flags: Flags, encoder: PromptEncoder, arguments: Namespace, models: list[str]) -> Checker:

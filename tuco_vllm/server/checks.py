@@ -113,13 +113,12 @@ class Checker:
         )
         if not fits or request.get("use_beam_search"):
             return Checks(self, None)
+        form: tuple[str | None] | None = None
         if path in _CHATS or (path == _EITHER and "messages" in request):
             other = any(test(request.get(name)) for name, test in _OTHER_FORMS.items())
             form = None if other or request.get("add_special_tokens") else (self.chats,)
         elif path in _RAW or path == _EITHER:
             form = None if request.get("add_special_tokens") is False else (None,)
-        else:
-            form = None
         if form is not None and form[0] not in self.flags.templates:
             form = None
         echoed = bool(request.get("echo")) and request.get("max_tokens") == 0
