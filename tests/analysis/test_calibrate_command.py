@@ -10,6 +10,8 @@ import pytest
 from analysis.runs import write_part
 
 from tuco_vllm import cli
+from tuco_vllm.analysis.calibration_file import save
+from tuco_vllm.errors import InputError
 from tuco_vllm.flagging import Flags
 
 
@@ -179,6 +181,9 @@ def test_a_file_of_anothers_stays(tuco, tmp_path, content):
     (tmp_path / "out.json").write_text(content)
     assert "is there and is no calibration: name another file" in refused(tuco("a"))
     assert (tmp_path / "out.json").read_text() == content
+    assert "is no calibration" in refused(tuco("nowhere"))  # before anything is read
+    with pytest.raises(InputError, match="is no calibration"):  # nor one that has come meanwhile
+        save({}, tmp_path / "out.json")
     assert tuco("a", out="new.json")[0] == tuco("a", out="new.json")[0] == 0
     assert "there is no directory" in refused(tuco("a", out="no/where.json"))
     assert "is there and is no calibration" in refused(tuco("a", out="a"))

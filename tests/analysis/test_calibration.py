@@ -106,6 +106,15 @@ def test_each_length_has_its_own_threshold(tmp_path):
     assert form.held_out.n == 1000
 
 
+def test_thresholds_are_tried_on_rows_that_did_not_make_them(tmp_path):
+    rows = groups(tmp_path, draw(200))
+    forms = [calibrate(rows, Wanted(), Asked(0.05, seed=seed)).forms[0] for seed in range(20)]
+    assert {form.clean.value for form in forms} == {9 / 200}
+    held_out = [form.held_out.value for form in forms]
+    assert len(set(held_out)) > 3
+    assert np.mean(held_out) == pytest.approx(8 / 161, abs=0.01)  # a fold's threshold is the 8th of 160
+
+
 @pytest.mark.parametrize("direction", ["below", "above"])
 def test_attacks_and_controls_are_judged(tmp_path, direction):
     sign = 1 if direction == "below" else -1

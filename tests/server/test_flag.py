@@ -154,8 +154,10 @@ def test_chats_and_raw_prompts_have_thresholds_of_their_own():
         (COMPLETIONS, {"use_beam_search": True}, (0, 0)),
     ):
         assert judged(FakeVllm(), body, path, templates=templates)[1] == counts, path
-    assert judged(FakeVllm(), {}, CHAT, templates={None: BUCKETS})[1] == (0, 0)
-    assert judged(FakeVllm(), {}, templates={CHATS: BUCKETS})[1] == (0, 0)
+    for path, template in ((CHAT, None), (COMPLETIONS, CHATS)):
+        app = FakeVllm()
+        assert judged(app, {}, path, templates={template: BUCKETS})[1] == (0, 0)
+        assert app.receivers == [None]
 
 
 def test_another_model_has_no_verdict():
@@ -183,14 +185,14 @@ def test_engine_requests_of_one_answer_are_judged_each():
 
 
 def test_a_client_that_leaves_is_counted_by_what_it_got():
-    receivers = []
+    waiting = []
     before = counted("gone")
 
     async def endless(scope, receive, send):
         from server.fake_vllm import rows
 
         RECEIVER.get().add(0, rows(0, 1), first_choice=True, request="a", tokens=10)
-        receivers.append(RECEIVER.get())
+        waiting.append(RECEIVER.get().waiting)
         await asyncio.sleep(3600)
 
     async def go():
@@ -207,6 +209,7 @@ def test_a_client_that_leaves_is_counted_by_what_it_got():
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(go())
+    assert waiting == [0]  # rows that nobody will take
     assert tuple(b - a for a, b in zip(before, counted("gone"), strict=True)) == (1, 1)
 
 
