@@ -1,7 +1,7 @@
 # `tuco serve` on a GPU machine:
 #
 #   docker build -t tuco .
-#   docker run --gpus all --ipc=host -p 8000:8000 -v ~/.cache/huggingface:/root/.cache/huggingface tuco \
+#   docker run --gpus all --ipc=host -p 8000:8000 -e HF_HOME=/cache -v ~/.cache/huggingface:/cache tuco \
 #       --pt ORG/BASE --ft ORG/FINE-TUNE --host 0.0.0.0 --api-key KEY
 #
 # The base is vLLM's own image, of a version that tuco_vllm knows; torch and CUDA are what it brings.

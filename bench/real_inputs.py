@@ -28,8 +28,10 @@ import provenance
 from rich.console import Console
 from rich.table import Table
 
-from tuco_vllm.analysis.groups import auc, read_groups
-from tuco_vllm.analysis.tables import read_run, summarise
+from tuco_vllm.analysis.groups import read_groups
+from tuco_vllm.analysis.statistics import auc
+from tuco_vllm.analysis.summary import summarise
+from tuco_vllm.analysis.tables import read_run
 from tuco_vllm.demo import FT, PT
 from tuco_vllm.prompts import load_tokenizer
 from tuco_vllm.store import store_at
@@ -171,8 +173,8 @@ def figures(out: Path) -> dict[str, Any]:
         for group in read_groups(out, "set")
     }
     both = {CHAT, TEXT} <= kinds.keys()
-    sample = {kind: scores[:: max(1, len(scores) // 5000)] for kind, scores in kinds.items()}
-    return {"sets": sets, "auc_chat_vs_text": round(auc(sample[CHAT], sample[TEXT]), 4) if both else None}
+    area = round(auc(kinds[CHAT], kinds[TEXT]).value, 4) if both else None
+    return {"sets": sets, "auc_chat_vs_text": area}
 
 
 def show(record: dict[str, Any]) -> None:

@@ -227,6 +227,22 @@ class TucoLLM:
             output.prompt = prompt if isinstance(prompt, str) else None
         return outputs
 
+    def next_logps(
+        self,
+        prompts: Sequence[PromptInput],
+        tokens: Sequence[Sequence[int]],
+        alpha: Alpha | Sequence[Alpha] = 1.0,
+    ) -> list[list[float]]:
+        """Of each prompt log p of each of its ``tokens``, ids, as the next one under its alpha; in order.
+
+        At most 128 tokens a prompt. ``alpha`` and the errors are ``generate``'s.
+        """
+        from tuco_vllm.engine.generator import logps_of, next_token
+
+        params = [next_token(each) for each in tokens]
+        outputs = self.generate(prompts, params, alpha, scores=False)
+        return [logps_of(output, each) for output, each in zip(outputs, tokens, strict=True)]
+
     def _encode_with(
         self,
         prompts: Sequence[PromptInput],

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tuco_vllm import __version__, interruption
-from tuco_vllm.commands import calibrate, demo, doctor, score, serve, status
+from tuco_vllm.commands import calibrate, demo, doctor, report, score, serve, status, sweep
 from tuco_vllm.errors import InputError, TucoError
 
 _COMMANDS = {
     "score": score,
     "serve": serve,
     "status": status,
+    "sweep": sweep,
+    "report": report,
     "calibrate": calibrate,
     "demo": demo,
     "doctor": doctor,

@@ -132,7 +132,7 @@ def test_rows_without_a_score_are_left_out_and_counted(tuco, tmp_path):
         ({"row_dtype": None}, "in bfloat16 with rows in bfloat16: calibrate them apart"),
         ({"templated_rows": "7", "rows": "200", "errors": "0"}, "a chat template and prompts without"),
         ({"pt": None}, "is no part of a tuco score: it does not say its tuco.pt"),
-        ({"templated_rows": "x"}, "cannot read .*/b/part"),
+        ({"templated_rows": "x"}, r"/b/part.* is no part of a tuco score: its tuco.templated_rows is .x."),
     ],
 )
 def test_what_cannot_be_put_together_is_named(tuco, tmp_path, said, message):

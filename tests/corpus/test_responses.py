@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_scorer import LocalWorkers, byte_level_tokenizer, fake_score, fake_tuco
 
-from tuco_vllm.analysis.tables import summarise
+from tuco_vllm.analysis.summary import summarise
 from tuco_vllm.corpus.columns import Columns
 from tuco_vllm.errors import InputError
 from tuco_vllm.prompt_checks import PromptError

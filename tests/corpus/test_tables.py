@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from tuco_vllm.analysis.tables import print_status, print_summary, summarise
+from tuco_vllm.analysis.summary import summarise
+from tuco_vllm.analysis.tables import print_status, print_summary
+from tuco_vllm.errors import InputError
 from tuco_vllm.records import STATE, output_schema
 from tuco_vllm.store import store_at
 
@@ -200,3 +202,22 @@ def test_scores_of_the_roundings_size_are_called_so(tmp_path, engine, scores, me
     table = " ".join(printed(tmp_path, 100).split())
     assert ("tuco doctor measures it for this pair" in table) == (mend is not None)
     assert mend is None or mend in table
+
+
+def test_quantiles_of_more_scores_than_are_held_are_a_sketchs_and_called_so(tmp_path, monkeypatch):
+    scores = np.random.default_rng(0).random(5000)
+    write(tmp_path / "part-00000.parquet", scores, ["empty"])
+    assert summarise(at(tmp_path), exact_rows=5000).exact
+    summary = summarise(at(tmp_path), exact_rows=4999)
+    assert not summary.exact
+    assert summary.tuco["50%"] == pytest.approx(np.median(scores), abs=0.02)
+    assert (summary.tuco["min"], summary.tuco["max"]) == (scores.min(), scores.max())
+    monkeypatch.setattr("tuco_vllm.analysis.tables.summarise", lambda _: summary)
+    assert "t-digest" in printed(tmp_path, 80)
+
+
+def test_a_part_that_cannot_be_read_is_named(tmp_path):
+    write(tmp_path / "part-00000.parquet", [0.5])
+    (tmp_path / "part-00001.parquet").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"part-00001\.parquet"):
+        summarise(at(tmp_path))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from bare_modules import bare
 from torch import nn
+from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
 
 from tuco_vllm.engine.compat import (
     GemmaRMSNorm,
@@ -18,6 +19,7 @@ from tuco_vllm.engine.compat import (
 )
 from tuco_vllm.engine.layer_structure import expect_rotation
 from tuco_vllm.engine.rows import last_tokens
+from tuco_vllm.engine.rows_projection import cut_projections
 from tuco_vllm.engine.stock_layers import keep_rows, query_rows
 from tuco_vllm.engine.stock_models import decoder_of
 
@@ -108,3 +110,20 @@ def test_a_layer_is_opened_once(layer):
 def test_a_model_without_layers_is_refused():
     with pytest.raises(ValueError, match=r"Linear does not fit TuCo's executor: it has no model\.layers"):
         decoder_of(nn.Linear(2, 2))
+
+
+def test_no_uncompiled_step_replaces_a_table_that_compiled_code_reads():
+    """gpt-oss' table is float32; vLLM's rope puts one of the keys' dtype in its place when it first runs."""
+    qkv = bare(QKVParallelLinear, num_heads=1, head_size=32, quant_method=None)
+    stock = bare(RotaryEmbedding, head_size=32, rotary_dim=32, is_neox_style=True, use_aiter=False)
+    stock.register_buffer("cos_sin_cache", torch.randn(64, 32))
+    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64, dtype=torch.bfloat16))
+    attention = bare(nn.Module, qkv_proj=qkv, rotary_emb=stock)
+    cut_projections(attention, config, wide=False)
+    rope = attention.rotary_emb
+    before = rope.cos_sin_cache
+    keys = torch.randn(3, 32, dtype=torch.bfloat16)
+    turned = rope.forward_native(torch.arange(3), keys, None)[0]
+    assert rope.cos_sin_cache is before
+    assert stock.cos_sin_cache is before, "of FT's layers, which share it"
+    assert turned.dtype == before.dtype == torch.bfloat16

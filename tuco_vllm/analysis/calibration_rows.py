@@ -3,10 +3,8 @@
 Only the columns that are needed are read, a batch at a time: a row takes some 16 bytes.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tuco_vllm.analysis.labels import rows_with
+from tuco_vllm.analysis.parts import fixed_columns, metadata_of, opened_part, part_names
 from tuco_vllm.errors import InputError
-from tuco_vllm.records import PART_GLOB, SUCCESS
+from tuco_vllm.records import SUCCESS
 from tuco_vllm.store import Store
 
 Where = tuple[tuple[str, str], ...]
@@ -86,37 +85,28 @@ def read_rows(stores: Sequence[Store], column: str, wanted: Wanted, ft: str | No
     Raises InputError for what is no run, rows that cannot be put together, and a selection without rows.
     """
     gathered = _Gathered(column, wanted)
-    parts = [(store, name) for store in stores for name in _parts(store)]
     names = set()
-    for store, name in parts:
-        place = f"{store.where}/{name}"
-        try:
-            with store.open(name) as file, pq.ParquetFile(file) as part:
+    for store in stores:
+        store.look()
+        parts = part_names(store)
+        if not parts:
+            raise InputError(f"{store.where} holds no scores: name the --out of a tuco score")
+        for name in parts:
+            place = f"{store.where}/{name}"
+            with opened_part(store, name) as part:
                 metadata = _metadata(part, place)
                 names.add(metadata["ft"])
                 if ft in (None, metadata["ft"]):
                     gathered.add(part, metadata, place)
-        except (pa.ArrowException, FileNotFoundError, ValueError, KeyError) as error:  # not ours, or torn
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"cannot read {place}: {reason}; score again into that place") from error
     if ft is not None and ft not in names:
         raise InputError(f"no rows were scored under --ft {ft}: there are {', '.join(sorted(names))}")
     unfinished = [store.where for store in stores if store.read(SUCCESS) is None]
     return gathered.scored(unfinished)
 
 
-def _parts(store: Store) -> list[str]:
-    store.look()
-    names = sorted(name for name in store.list("") if fnmatch(name, PART_GLOB))
-    if not names:
-        raise InputError(f"{store.where} holds no scores: name the --out of a tuco score")
-    return names
-
-
-def _metadata(part: Any, place: str) -> dict[str, str]:
-    """What a part says of itself, without ``tuco.``."""
-    said = {name.decode(): value.decode() for name, value in (part.schema_arrow.metadata or {}).items()}
-    said = {name.removeprefix("tuco."): value for name, value in said.items() if name.startswith("tuco.")}
+def _metadata(part: pq.ParquetFile, place: str) -> dict[str, str]:
+    """What a part says of itself; InputError where it leaves out what is needed."""
+    said = metadata_of(part)
     for name in ("pt_fingerprint", "ft_fingerprint", "pt", "ft", "dtype", "template_applied"):
         if name not in said:
             raise InputError(f"{place} is no part of a tuco score: it does not say its tuco.{name}")
@@ -138,8 +128,10 @@ class _Gathered:
 
     def add(self, part: Any, metadata: Mapping[str, str], place: str) -> None:
         schema, labels = part.schema_arrow, {name for where in self.wanted.selections for name, _ in where}
-        fixed = schema.names[: schema.names.index("error")] if "error" in schema.names else []
+        fixed = fixed_columns(schema)
         scores = [name for name in fixed if pa.types.is_float64(schema.field(name).type)]
+        if "prompt_tokens" not in fixed:
+            raise InputError(f"{place} is no part of a tuco score: it has no column prompt_tokens")
         if self.column not in scores:
             raise InputError(
                 f"{place} has no column {self.column!r} of scores: there are {', '.join(scores)}"
@@ -195,8 +187,8 @@ class _Gathered:
     def _expect_together(self, metadata: Mapping[str, str], place: str) -> None:
         """InputError where a part's wanted rows cannot share a threshold with those before."""
         if metadata["template_applied"] == "true" and "templated_rows" in metadata:
-            scored = json.loads(metadata["rows"]) - json.loads(metadata["errors"])
-            if json.loads(metadata["templated_rows"]) < scored:
+            counts = [_count(metadata, name, place) for name in ("templated_rows", "rows", "errors")]
+            if counts[0] < counts[1] - counts[2]:
                 raise InputError(
                     f"{place} has prompts with a chat template and prompts without, and does not say which "
                     "is which: score the two in runs of their own"
@@ -247,6 +239,13 @@ class _Gathered:
 
 
 _NOTHING = (np.empty(0), np.empty(0, np.int32), np.empty(0, np.int16), np.empty((0, 0), np.bool_))
+
+
+def _count(metadata: Mapping[str, str], name: str, place: str) -> int:
+    said = metadata.get(name, "")
+    if not said.isdecimal():
+        raise InputError(f"{place} is no part of a tuco score: its tuco.{name} is {_shown(said)!r}")
+    return int(said)
 
 
 def _shown(value: Any) -> str:

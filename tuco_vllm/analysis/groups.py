@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from tuco_vllm.analysis.statistics import auc
+
 Floats = NDArray[np.float64]
 
 
@@ -38,22 +40,19 @@ def read_groups(directory: Path, column: str) -> list[Group]:
     return [Group(name, tuco[index], beta[index]) for name, index in rows.items()]
 
 
-def auc(positive: Floats, negative: Floats) -> float:
-    """Chance that a positive's score is above a negative's, ties counting half (area under the ROC curve)."""
-    greater = (positive[:, None] > negative[None, :]).mean()
-    return float(greater + 0.5 * (positive[:, None] == negative[None, :]).mean())
-
-
 def print_groups(groups: list[Group], baseline: str, console: Console | None = None) -> None:
-    """One line a group; the last column tells each group from ``baseline`` by TuCo alone."""
+    """One line a group; the last column tells each group from ``baseline`` by TuCo, with a 95 % interval."""
     against = next(group for group in groups if group.name == baseline)
     table = Table(title="TuCo by group", title_justify="left")
     table.add_column("group")
-    for heading in ("prompts", "mean", "sd", "min", "median", "max", f"AUC vs {baseline}"):
-        table.add_column(heading, justify="right")
+    for heading in ("prompts", "mean", "sd", "median", f"AUC vs {baseline}"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for group in groups:
         scores = group.tuco
-        figures = (scores.mean(), scores.std(), scores.min(), np.median(scores), scores.max())
-        shown = "" if group is against else f"{auc(scores, against.tuco):.2f}"
+        figures = (scores.mean(), scores.std(ddof=1), np.median(scores))
+        shown = ""
+        if group is not against:
+            area = auc(scores, against.tuco)
+            shown = f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}]"
         table.add_row(group.name, str(len(scores)), *(f"{figure:.3f}" for figure in figures), shown)
     (console or Console()).print(table)

@@ -7,105 +7,24 @@ fields: what is missing is not shown.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
-from fnmatch import fnmatch
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tuco_vllm.analysis.parts import part_names
 from tuco_vllm.analysis.rounding import rounding_warning
-from tuco_vllm.records import PART_GLOB, RUN_FILE, STATE, SUCCESS
+from tuco_vllm.analysis.summary import Summary, summarise
+from tuco_vllm.records import RUN_FILE, STATE, SUCCESS
 from tuco_vllm.store import Store
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _REASONS_SHOWN = 5
 _MEANS = {"output_co": "OutputCo", "relative_reward": "relative reward"}
 """Columns of which the closing table has the mean, and their names there."""
 _TEXT_SHOWN = 150
 """Letters of a reason or an id: three lines of a table in 80 columns."""
-_STEPS = 1_000_000
-"""TuCo lies in [0, 1]: a histogram this fine gives quantiles to 1e-6 in 8 MB, whatever the number of rows."""
-
-
-@dataclass
-class Summary:
-    """What the committed parts of a run hold."""
-
-    rows: int = 0
-    errors: int = 0
-    prompt_tokens: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Error texts, numbers in them replaced by N, with their counts."""
-    tuco: dict[str, float] = field(default_factory=dict)
-    """"min", "5%", ... "95%", "max"; empty where nothing was scored."""
-    responses: int = 0
-    """Rows whose response was scored."""
-    response_tuco: dict[str, float] = field(default_factory=dict)
-    """As ``tuco``, of the responses' means."""
-    means: dict[str, float] = field(default_factory=dict)
-    """Of the columns in ``_MEANS`` that there are."""
-
-
-def summarise(store: Store) -> Summary:
-    """Read a run's parts, a batch at a time."""
-    summary = Summary()
-    prompts, responses = _Spread(), _Spread()
-    sums, counts = dict.fromkeys(_MEANS, 0.0), dict.fromkeys(_MEANS, 0)
-    for name in _parts(store):
-        with store.open(name) as file, pq.ParquetFile(file) as part:
-            fixed = _fixed(part.schema_arrow)
-            tucos, means = (
-                [each for each in names if each in fixed] for names in (["response_tuco"], _MEANS)
-            )
-            for batch in part.iter_batches(columns=["prompt_tokens", "tuco", "error", *tucos, *means]):
-                summary.rows += batch.num_rows
-                summary.prompt_tokens += pc.sum(batch["prompt_tokens"]).as_py() or 0
-                reasons = batch["error"].drop_null()
-                summary.errors += len(reasons)
-                for reason in pc.value_counts(pc.replace_substring_regex(reasons, r"\d+", "N")).to_pylist():
-                    summary.reasons[reason["values"]] += reason["counts"]
-                prompts.add(batch["tuco"])
-                for each in tucos:
-                    responses.add(batch[each])
-                for each in means:
-                    sums[each] += pc.sum(batch[each]).as_py() or 0.0
-                    counts[each] += len(batch[each]) - batch[each].null_count
-    summary.tuco, summary.response_tuco = prompts.quantiles(), responses.quantiles()
-    summary.responses = int(responses.histogram.sum())
-    summary.means = {each: sums[each] / count for each, count in counts.items() if count}
-    return summary
-
-
-class _Spread:
-    """Scores, counted in small steps: a corpus of any size takes as much memory."""
-
-    def __init__(self) -> None:
-        self.histogram = np.zeros(_STEPS + 1, dtype=np.int64)
-        self._low, self._high = np.inf, -np.inf
-
-    def add(self, column: pa.Array) -> None:
-        scores = column.drop_null().to_numpy(zero_copy_only=False)
-        if len(scores):
-            np.add.at(self.histogram, np.rint(scores * _STEPS).astype(np.int64), 1)
-            self._low, self._high = min(self._low, scores.min()), max(self._high, scores.max())
-
-    def quantiles(self) -> dict[str, float]:
-        if not self.histogram.any():
-            return {}
-        return {"min": float(self._low), **_quantiles(self.histogram), "max": float(self._high)}
-
-
-def _fixed(schema: pa.Schema) -> list[str]:
-    """The columns before the input's own, which may have any name."""
-    names: list[str] = schema.names
-    return names[: names.index("error")]
 
 
 def print_summary(store: Store, console: Console | None = None) -> Summary:
@@ -139,6 +58,8 @@ def print_summary(store: Store, console: Console | None = None) -> Summary:
         table.add_row(f"response TuCo {name}", f"{value:.4f}")
     for name, value in summary.means.items():
         table.add_row(f"{_MEANS[name]}, mean", f"{value:.4f}")
+    if not summary.exact:
+        table.caption = "quantiles are a t-digest's: of so many scores about right"
     console.print(table)
     engine = _field(run, "engine")
     dtypes = str(engine.get("dtype")), str(engine.get("row_dtype", engine.get("dtype")))
@@ -215,7 +136,7 @@ def print_status(store: Store, running: str | None) -> None:
         if job and "job" not in job:
             mend = "it is an earlier version's: start anew with --overwrite"
         state = f"stopped before its end{reason}; {mend}"
-    parts = _parts(store)
+    parts = part_names(store)
     if not (counts or parts or state == "finished"):  # so far there was no engine
         print(f"{store.where}: {state.removesuffix(', ? left')}: nothing is scored yet")
         return
@@ -239,14 +160,3 @@ def _object(store: Store, name: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _parts(store: Store) -> list[str]:
-    return sorted(name for name in store.list("") if fnmatch(name, PART_GLOB))
-
-
-def _quantiles(histogram: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
-    """The value that a share q of all lies at or below (nearest rank)."""
-    upto = histogram.cumsum()
-    ranks = {q: max(1, int(np.ceil(q * upto[-1]))) for q in QUANTILES}
-    return {f"{q:.0%}": int(np.searchsorted(upto, rank)) / _STEPS for q, rank in ranks.items()}

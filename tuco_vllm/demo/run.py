@@ -1,6 +1,7 @@
 """``tuco demo``: the bundled prompts through the bundled pair, by the same road as any ``tuco score``."""
 
 from pathlib import Path
+from shlex import quote
 
 from tuco_vllm.analysis.figures import save_groups
 from tuco_vllm.analysis.groups import print_groups, read_groups
@@ -39,4 +40,5 @@ def run_demo(out: Path) -> int:
     picture = out / "tuco-by-group.png"
     save_groups(groups, picture, "How much of each prompt's last hidden state comes from fine-tuning")
     print(f"Parquet: {out}/part-*.parquet    Plot: {picture}")
+    print(f"All that these scores show, on one page: tuco report {quote(str(out))} --against '{BASELINE}'")
     return 0

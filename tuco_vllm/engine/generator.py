@@ -21,7 +21,15 @@ from tuco_vllm.errors import EngineError
 from tuco_vllm.score_requests import Adapted, EngineInput, ScoredTokens
 from tuco_vllm.steering import Limits, Steering
 
-__all__ = ["Generator", "RequestOutput", "SamplingParams", "attach_scores", "with_steering"]
+__all__ = [
+    "Generator",
+    "RequestOutput",
+    "SamplingParams",
+    "attach_scores",
+    "logps_of",
+    "next_token",
+    "with_steering",
+]
 
 Key = TypeVar("Key")
 
@@ -109,6 +117,18 @@ def with_steering(params: SamplingParams, steering: Steering) -> SamplingParams:
     copy = params.clone()
     copy.extra_args = {**(copy.extra_args or {}), **steering.extra_args()}
     return copy
+
+
+def next_token(candidates: Sequence[int]) -> SamplingParams:
+    """Params of a request for log p of these tokens, 128 at most, as the next one: over the whole vocabulary
+    and before any temperature. vLLM fills up rows of a batch with fewer; it drops the filling itself."""
+    return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=[*candidates])
+
+
+def logps_of(output: RequestOutput, candidates: Sequence[int]) -> list[float]:
+    """What a request with ``next_token``'s params was told, in their order."""
+    [told] = output.outputs[0].logprobs or [{}]
+    return [float(told[token].logprob) for token in candidates]
 
 
 def attach_scores(completion: CompletionOutput) -> None:

@@ -43,6 +43,18 @@ def cut_projections(attention: Any, vllm_config: VllmConfig, wide: bool) -> None
     cut_qkv(attention.qkv_proj, wide)
     expect_positions(attention.rotary_emb, vllm_config.model_config.max_model_len)
     turn_apart(attention, float32_rope(attention.rotary_emb) if wide else None)
+    _settle_table(attention.rotary_emb, vllm_config.model_config.dtype)
+
+
+def _settle_table(rope: Any, dtype: torch.dtype) -> None:
+    """Give a rope's table the dtype of the keys that it turns, as its first uncompiled run would.
+
+    gpt-oss' is float32. Compiled code goes on reading as such what an uncompiled step (``own_stream``) has
+    put in its place, which no guard notices.
+    """
+    table = getattr(rope, "cos_sin_cache", None)
+    if table is not None and table.dtype != dtype:
+        rope.cos_sin_cache = table.to(dtype)
 
 
 def turn_apart(attention: Any, turn_rows: Any = None) -> None:

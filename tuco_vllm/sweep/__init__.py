@@ -1,1 +1,4 @@
-"""What α does to answers: ``tuco sweep``."""
+"""Answers to labelled questions under a grid of alphas: questions in, Parquet out.
+
+``run.run_sweep`` is the whole; what the answers say is read from the Parquet by ``analysis.effects``.
+"""

@@ -1,0 +1,1 @@
+"""Finished runs -> one HTML file that people read, and CSV tables that programs read."""
