@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tuco_vllm import __version__, interruption
-from tuco_vllm.commands import demo, doctor, report, score, serve, status, sweep
+from tuco_vllm.commands import calibrate, demo, doctor, report, score, serve, status, sweep
 from tuco_vllm.errors import InputError, TucoError
 
 _COMMANDS = {
@@ -21,6 +21,7 @@ _COMMANDS = {
     "status": status,
     "sweep": sweep,
     "report": report,
+    "calibrate": calibrate,
     "demo": demo,
     "doctor": doctor,
 }

@@ -124,14 +124,16 @@ def test_a_part_says_what_it_is_and_its_counts(file):
         "tuco.prompt_tokens": "3",
         "tuco.set_aside": "[1004]",
         "tuco.template_applied": "false",
+        "tuco.templated_rows": "0",
     }
 
 
 @pytest.mark.parametrize("templated", [[True, False], [False, True], [False, False]])
 def test_metadata_says_whether_a_template_was_applied(file, templated):
     write(file, *(scored(n, templated=flag) for n, flag in enumerate(templated)))
-    applied = pq.read_metadata(file).metadata[b"tuco.template_applied"]
-    assert json.loads(applied) == any(templated)
+    metadata = pq.read_metadata(file).metadata
+    assert json.loads(metadata[b"tuco.template_applied"]) == any(templated)
+    assert json.loads(metadata[b"tuco.templated_rows"]) == sum(templated)
 
 
 def test_a_part_of_no_rows_has_its_schema(file):

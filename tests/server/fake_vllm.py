@@ -33,7 +33,10 @@ class FakeVllm:
     ``pieces`` is how many bytes of a stream a message holds.
     """
 
-    def __init__(self, tokens: int = 5, ahead: int = 0, pieces: int = 10**6) -> None:
+    def __init__(
+        self, tokens: int = 5, ahead: int = 0, pieces: int = 10**6, prompt_tokens: int | None = 10
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
         self.tokens, self.ahead, self.pieces = tokens, ahead, pieces
         self.requests: list[Any] = []
         self.bodies: list[bytes] = []
@@ -65,7 +68,8 @@ class FakeVllm:
     def _feed(self, choice: int, start: int, end: int) -> None:
         receiver = self.receivers[-1]
         if receiver is not None and end > start:
-            receiver.add(choice, rows(choice, end - start, start), first_choice=choice == 0)
+            about = {"first_choice": choice == 0, "request": str(choice), "tokens": self.prompt_tokens}
+            receiver.add(choice, rows(choice, end - start, start), **about)
 
     async def _send(self, send: Any, status: int, content: Any) -> None:
         body = json.dumps(content).encode()

@@ -1,5 +1,7 @@
-"""`tuco serve` of a base and adapters: which model a request names is which FT it gets."""
+"""`tuco serve` of a base and adapters: which model a request names is which FT it gets, and whose scores a
+calibration judges."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +13,8 @@ from server.served import Server
 from tiny_adapters import make_adapter
 from truth import true_norms, true_output_co, tuco
 
+from tuco_vllm.config import resolve_pair
+from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.records import LAYERS
 
 pytestmark = pytest.mark.engine
@@ -25,12 +29,41 @@ def served(tmp_path_factory):
     tiny_models.make_pair("llama", root)
     base = str(root / "ft")
     one, two = (make_adapter(base, root / name, 40 + n) for n, name in enumerate(("one", "two")))
-    server = Server((base, one.adapter), root / "log", f"--lora-modules=second={two.adapter}")
+    flag = calibration(root / "flags.json", (base, one.adapter), (base, one.merged))
+    server = Server(
+        (base, one.adapter), root / "log", f"--lora-modules=second={two.adapter}", f"--flag={flag}"
+    )
     try:
         server.wait()
         yield server, {"adapter": (base, one.merged), "second": (base, two.merged), "ft": (base, base)}
     finally:
         server.stop()
+
+
+JUDGED = steered.prompts(6, longest=60, seed=22)
+
+
+def calibration(path, pair, judges):
+    """A file that flags half of JUDGED, and every chat."""
+    resolved = resolve_pair(*pair)
+    template = PromptEncoder(load_tokenizer(resolved.ft.tokenizer_directory)).template_sha256
+    threshold = float(np.median(tuco(true_norms(judges, JUDGED))))  # of an even number: between two
+    thresholds = {None: threshold, template: 0.0}
+    content = {
+        "format": "tuco calibration",
+        "version": 1,
+        "pair": {
+            role: {"name": role, "fingerprint": checkpoint.fingerprint}
+            for role, checkpoint in (("pt", resolved.pt), ("ft", resolved.ft))
+        },
+        **{"dtype": "float32", "row_dtype": "float32", "column": "tuco", "direction": "above", "fpr": 0.5},
+        "templates": [
+            {"template": name, "buckets": [{"tokens": [1, 60], "threshold": value}]}
+            for name, value in thresholds.items()
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
 
 
 def complete(server, **fields):
@@ -112,3 +145,42 @@ def test_the_list_of_models(served):
     assert named["adapter"] == "adapter"
     assert named["second"] == "second"
     assert named["ft"] == server.pair[0]
+
+
+def test_a_calibration_judges_the_pairs_own_ft_whoever_asks(served):
+    server, pairs = served
+    names = ("tuco:checked_total", "tuco:flagged_total")
+
+    def counted(ask, *given, **fields):
+        before = [server.metric(name) for name in names]
+        answer = ask(*given, **fields)
+        return answer, [server.metric(name) - old for name, old in zip(names, before, strict=True)]
+
+    def all_judged(**fields):
+        return [complete(server, prompt=prompt, **fields) for prompt in JUDGED]
+
+    truth = tuco(true_norms(pairs["adapter"], JUDGED)).numpy()
+    expected = (truth > np.median(truth)).tolist()
+    assert sum(expected) == 3
+    for asked in (True, False):
+        fields = {"tuco": asked, **GREEDY}
+        choices, counts = counted(all_judged, **fields)
+        assert counts == [6, 3]
+        said = [choice["tuco"]["flagged"] if asked else "tuco" in choice for choice in choices]
+        assert said == (expected if asked else [False] * 6)
+    for name in ("second", "ft"):
+        choice, counts = counted(complete, server, model=name, prompt=JUDGED[1], tuco=True, **GREEDY)
+        assert (choice["tuco"]["flagged"], counts) == (None, [0, 0])
+    chat = [{"role": "user", "content": "the cat"}]
+    routes = {
+        "/v1/chat/completions": ({"messages": chat, "max_tokens": 2, "n": 2, "stream": True}, 2),
+        "/v1/chat/completions/batch": ({"messages": [chat, chat], "max_tokens": 2}, 2),
+        "/v1/responses": ({"input": "the cat", "max_output_tokens": 2}, 1),
+        "/v1/messages": ({"messages": chat, "max_tokens": 2}, 1),
+    }
+    for path, (body, count) in routes.items():
+        answer, counts = counted(server.post, path, {"model": "adapter", **body})
+        assert (answer.status_code, counts) == (200, [count, count]), (path, answer.text)
+        assert "tuco" not in answer.text
+    answer, counts = counted(server.post, "/v1/tuco/score", {"input": JUDGED})
+    assert ([entry["flagged"] for entry in answer.json()["data"]], counts) == (expected, [6, 3])

@@ -259,7 +259,7 @@ def test_serve_keeps_its_own_flags_and_hands_vllm_the_rest(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tuco_vllm.server.app", app)
     flags = ["--port", "8001", "--max-model-len=99", "-O3", "--enforce-eager", "--chat-template", "x y"]
     assert cli.main(["serve", "--pt=P", *flags, "--ft", "F", "--max-alpha=1.5", "--min-alpha", "-.5"]) == 0
-    assert calls == [(("P", "F", flags), {"limits": (-0.5, 1.5, None)})]
+    assert calls == [(("P", "F", flags), {"limits": (-0.5, 1.5, None), "flag": None})]
     for bad in ("max-alpha=.5", "max-alpha=inf", "max-alpha=x", "min-alpha=2", "min-alpha=nan", "min-alpha="):
         assert cli.main(["serve", "--pt=P", "--ft=F", f"--{bad}"]) == 2
         assert bad[:9] in error_line(capsys.readouterr().err).replace("_", "-")

@@ -18,6 +18,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--min-alpha", type=float, default=MIN_ALPHA, metavar="A", help=least)
     add("--max-alpha", type=float, default=MAX_ALPHA, metavar="A", help=most)
+    flagged = (
+        "thresholds of tuco calibrate: every request that one holds for is scored, asked or not, which costs "
+        "PT's share of it; /metrics counts tuco:checked_total and tuco:flagged_total, and answers that bring "
+        "scores say flagged"
+    )
+    add("--flag", metavar="FILE", help=flagged)
     parser.epilog = "All other flags are `vllm serve`'s: --port, --api-key, --max-model-len, --dtype, ..."
 
 
@@ -26,5 +32,5 @@ def run(arguments: argparse.Namespace) -> int:
     from tuco_vllm.server.app import serve
 
     limits = Limits(arguments.min_alpha, arguments.max_alpha).checked()
-    serve(arguments.pt, arguments.ft, arguments.vllm_flags, limits=limits)
+    serve(arguments.pt, arguments.ft, arguments.vllm_flags, limits=limits, flag=arguments.flag)
     return 0

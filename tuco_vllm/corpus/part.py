@@ -35,8 +35,8 @@ class PartWriter:
         unit: whose rows these are.
         extras: the input columns that follow the fixed ones.
         metadata: goes into the file; ``tuco.job`` is the job's id. Added are ``tuco.unit``,
-            ``tuco.first_row``, ``tuco.rows``, the counts, and ``tuco.template_applied``: whether a chat
-            template made any prompt.
+            ``tuco.first_row``, ``tuco.rows``, the counts, ``tuco.template_applied``: whether a chat
+            template made any prompt, and ``tuco.templated_rows``: of how many scored rows it did.
         layers, prompt, responses, more, several: which columns are written.
 
     ``write`` and ``close`` raise OSError when the file system refuses.
@@ -67,7 +67,7 @@ class PartWriter:
         self._grouped = self._grouped_bytes = 0
         self._rows = self._errors = self._prompt_tokens = 0
         self._set_aside: list[int] = []
-        self._templated = False
+        self._templated, self._templated_rows = False, 0
         self._file = file.open("wb")
         self._parquet = pq.ParquetWriter(self._file, self._schema, compression="zstd")
 
@@ -83,6 +83,7 @@ class PartWriter:
         """Take a scored chunk."""
         (templated, set_aside), rows = split(chunk, SCORED_COLUMNS)
         self._templated = self._templated or bool(pc.any(templated).as_py())
+        self._templated_rows += pc.sum(pc.and_(templated, chunk["error"].is_null())).as_py() or 0
         first = self._unit.row + self._rows
         self._set_aside += [first + place for place in pc.indices_nonzero(set_aside).to_pylist()]
         self._rows += chunk.num_rows
@@ -101,7 +102,8 @@ class PartWriter:
             raise RuntimeError(f"unit {unit.number} has {unit.rows} rows, and {self._rows} came out of it")
         self._flush()
         counts = {"errors": self._errors, "prompt_tokens": self._prompt_tokens, "set_aside": self._set_aside}
-        self._parquet.add_key_value_metadata(_named({**counts, "template_applied": self._templated}))
+        templated = {"template_applied": self._templated, "templated_rows": self._templated_rows}
+        self._parquet.add_key_value_metadata(_named({**counts, **templated}))
         self._parquet.close()
         self._file.close()
         return replace(self.done, size=self._path.stat().st_size)

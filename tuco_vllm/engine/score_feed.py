@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuco_vllm.metrics import fraction
+from tuco_vllm.steering import TUCO
 
 Rows = NDArray[np.float32]
 """Norms ``[n, L, 7]`` of n tokens, in ``decomposition.NORM_COLUMNS``' order."""
@@ -23,11 +24,19 @@ Rows = NDArray[np.float32]
 class ResponseScores:
     """The score rows of one HTTP response: ``add`` as engine steps come, ``take`` as chunks leave.
 
-    ``on_prompt`` is told each prompt's TuCo, once, also where it has several choices.
+    ``on_prompt`` is told each prompt's TuCo, once, also where it has several choices. ``watch`` is told all
+    rows: (engine request, choice, tokens of its prompt, rows). Without ``keep`` none are there to ``take``.
     """
 
-    def __init__(self, on_prompt: Callable[[float], object] = lambda tuco: None) -> None:
-        self._on_prompt = on_prompt
+    def __init__(
+        self,
+        on_prompt: Callable[[float], object] = lambda tuco: None,
+        watch: Callable[[str, int, int | None, Rows], object] | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
+        self._on_prompt, self._watch, self._keep = on_prompt, watch, keep
+        self._begun: set[tuple[str, int]] = set()
         self._rows: dict[int, list[Any]] = {}
         self._taken: dict[int, int] = {}
         self._open = True
@@ -37,13 +46,22 @@ class ResponseScores:
         """How many rows have come and were not taken."""
         return sum(map(len, self._rows.values())) - sum(self._taken.values())
 
-    def add(self, choice: int, rows: Rows, *, first_choice: bool) -> None:
-        """Rows of a choice's next tokens; ``first_choice`` says that it is its prompt's first."""
+    def add(
+        self, choice: int, rows: Rows, *, first_choice: bool, request: str = "", tokens: int | None = None
+    ) -> None:
+        """Rows of a choice's next tokens; ``first_choice`` says that it is its prompt's first.
+
+        ``request`` is the engine's, whose prompt has ``tokens``: None of one that is no tokens.
+        """
         if not self._open or not len(rows):
             return
-        if first_choice and choice not in self._rows:
+        if first_choice and (request, choice) not in self._begun:
             self._on_prompt(tuco_of_rows(rows[:1])[0])
-        self._rows.setdefault(choice, []).extend(rows)
+        self._begun.add((request, choice))
+        if self._watch is not None:
+            self._watch(request, choice, tokens, rows)
+        if self._keep:
+            self._rows.setdefault(choice, []).extend(rows)
 
     def take(self, choice: int, end: int | None = None) -> tuple[int, list[Any]]:
         """(place of the first, rows): a choice's first ``end`` rows, or all, without those taken before."""
@@ -80,7 +98,9 @@ def feed_scores(output_processor: Any) -> None:
         add_request(request, prompt, parent, index, *args, **kwargs)
         receiver = RECEIVER.get()
         if receiver is not None:
-            states[request.request_id].tuco_receiver = receiver, _choice(request, parent, index), index == 0
+            ids, choice = request.prompt_token_ids, _choice(request, parent, index)
+            about = {"first_choice": index == 0, "tokens": None if ids is None else len(ids)}
+            states[request.request_id].tuco_receiver = receiver, choice, about
 
     def process(outputs: Any, *args: Any, **kwargs: Any) -> Any:
         arrived = []
@@ -91,12 +111,26 @@ def feed_scores(output_processor: Any) -> None:
                     arrived.append((output, receiver, output.routed_experts))
                     output.routed_experts = None  # vLLM would put it into the response, in base64
         result = process_outputs(outputs, *args, **kwargs)
-        for output, (receiver, choice, first_choice), rows in arrived:
+        for output, (receiver, choice, about), rows in arrived:
             # By now vLLM has cut the tokens behind a stop string. Its readers wake up only after this.
-            receiver.add(choice, rows[: len(output.new_token_ids)], first_choice=first_choice)
+            receiver.add(choice, rows[: len(output.new_token_ids)], **about, request=output.request_id)
         return result
 
     output_processor.add_request, output_processor.process_outputs = add, process
+
+
+def ask_for_scores(engine: Any) -> None:
+    """Have an AsyncLLM score all requests that have a ``RECEIVER``, also those that do not ask for it."""
+    generate = engine.generate
+
+    def scored(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        extra = sampling_params.extra_args or {}
+        if RECEIVER.get() is not None and not extra.get(TUCO):
+            sampling_params = sampling_params.clone()
+            sampling_params.extra_args = {**extra, TUCO: True}
+        return generate(prompt, sampling_params, *args, **kwargs)
+
+    engine.generate = scored
 
 
 def _choice(request: Any, parent: Any, index: int) -> int:
@@ -105,5 +139,7 @@ def _choice(request: Any, parent: Any, index: int) -> int:
     vLLM numbers a completion's prompts in their ids, ``cmpl-ID-PROMPT``; a chat has one prompt.
     """
     name = request.external_req_id
-    prompt = int(name.rpartition("-")[2]) if name.startswith("cmpl-") else 0
+    last = name.rpartition("-")[2]
+    # At some of its other routes ids are the clients' own.
+    prompt = int(last) if name.startswith("cmpl-") and last.isdecimal() and len(last) < 9 else 0
     return prompt * (parent.n if parent is not None else 1) + index

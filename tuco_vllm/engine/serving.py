@@ -25,7 +25,7 @@ from tuco_vllm.engine.flag_errors import TLS, flag, reason, refuse_unusable
 from tuco_vllm.engine.parent_watch import own_engines
 from tuco_vllm.engine.plugin import let_vllm_load_us
 from tuco_vllm.engine.row_pieces import received, score_wish
-from tuco_vllm.engine.score_feed import feed_scores
+from tuco_vllm.engine.score_feed import ask_for_scores, feed_scores
 from tuco_vllm.engine.scorer import expect_heads
 from tuco_vllm.engine.served_adapters import add_adapters
 from tuco_vllm.errors import EngineError, InputError
@@ -42,10 +42,15 @@ class ServedEngine:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self.max_model_len: int = engine.model_config.max_model_len
+        self.dtype = str(engine.model_config.dtype).removeprefix("torch.")
         self._num_layers: int = engine.model_config.hf_text_config.num_hidden_layers
         self._has_adapters = engine.vllm_config.lora_config is not None
         self._loading, self._has_heads = asyncio.Lock(), False
         feed_scores(engine.output_processor)
+
+    def score_all(self) -> None:
+        """Have all requests scored whose HTTP request is watched, asked for or not."""
+        ask_for_scores(self._engine)
 
     def let_finish(self, finish: Callable[[float], object]) -> None:
         """Have ``finish(seconds)`` called once vLLM is told to end, before it stops the engine.

@@ -3,7 +3,8 @@
 The shape, in every choice: ``"tuco": {"prompt": p, "tokens": [one per token], "layers": {name: [[L] per
 token]}}``. ``tokens[0]`` is ``prompt``, the prompt's TuCo. In a stream each chunk has its own tokens' scores,
 and ``prompt`` is in a choice's first scored chunk only. A number that is not finite (a model overflowed) is
-null: JSON has no other word for it.
+null: JSON has no other word for it. A server with ``--flag`` says ``flagged`` beside ``prompt``: true, false,
+or null without a threshold; where thresholds are of responses, a stream does so in a choice's last chunk.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import numpy as np
 from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.score_feed import ResponseScores, tuco_of_rows
 from tuco_vllm.records import LAYERS
+from tuco_vllm.server.checks import Checks
 from tuco_vllm.server.wishes import Wish
 
 _DATA, _END = b"data: ", b"\n\n"
@@ -33,7 +35,8 @@ class ScoredAnswer:
     """Puts one response's scores into it.
 
     ``force_usage``: vLLM sends usage whether asked or not. ``fingerprint``: what vLLM closes a stream with;
-    we made it put that into the usage chunk, which the client may not want.
+    we made it put that into the usage chunk, which the client may not want. ``checks`` has the verdicts on
+    its choices, where a server gives some.
     """
 
     def __init__(
@@ -43,8 +46,9 @@ class ScoredAnswer:
         *,
         force_usage: bool = False,
         fingerprint: str | None = None,
+        checks: Checks | None = None,
     ) -> None:
-        self._scores, self._fingerprint = scores, fingerprint
+        self._scores, self._fingerprint, self._checks = scores, fingerprint, checks
         self._layers, self._only_prompt = wish.layers, wish.only_prompt
         self._keep_usage = wish.usage or force_usage
         self._keep_running_usage = wish.running_usage or force_usage
@@ -71,9 +75,13 @@ class ScoredAnswer:
         answer = json.loads(body)
         choices = []
         for choice in answer.pop("choices"):
-            tuco = self._take(choice["index"], None)
-            choices.append(_with(_compact(choice), "tuco", tuco or b'{"tokens":[]}'))
+            tuco = self._take(choice["index"], None, last=True)
+            choices.append(_with(_compact(choice), "tuco", tuco or self._nothing()))
         return _with(_compact(answer), "choices", _list(choices))
+
+    def _nothing(self) -> bytes:
+        """The ``tuco`` of a choice without scores."""
+        return b'{"tokens":[]}' if self._checks is None else b'{"flagged":null,"tokens":[]}'
 
     def _event(self, event: bytes) -> bytes:
         payload = event.removeprefix(_DATA)
@@ -88,7 +96,8 @@ class ScoredAnswer:
         for choice in chunk.pop("choices"):
             # What vLLM says of a chunk's tokens; rows of later ones may be here already.
             end = usage["completion_tokens"] if usage and not choice.get("finish_reason") else None
-            tuco, written = self._take(choice["index"], end), _compact(choice)
+            last = bool(choice.get("finish_reason"))
+            tuco, written = self._take(choice["index"], end, last), _compact(choice)
             choices.append(_with(written, "tuco", tuco) if tuco else written)
             if self._fingerprint is not None and choice.get("finish_reason") and not self._keep_usage:
                 chunk["system_fingerprint"] = self._fingerprint
@@ -96,13 +105,18 @@ class ScoredAnswer:
             chunk.pop("usage", None)
         return _DATA + _with(_compact(chunk), "choices", _list(choices)) + _END
 
-    def _take(self, choice: int, end: int | None) -> bytes:
-        """The value of a choice's ``tuco``; empty if there are no scores for it yet."""
+    def _take(self, choice: int, end: int | None, last: bool) -> bytes:
+        """The value of a choice's ``tuco``; empty if there is nothing to say of it yet. ``last``: whether no
+        more of the choice follows."""
         start, rows = self._scores.take(choice, end)
-        if not rows:
+        checks, flagged = self._checks, {}
+        if checks is not None and (last if checks.at_end else rows and start == 0):
+            flagged = {"flagged": checks.verdict(choice)}
+        if not rows and not flagged:
             return b""
         values = finite_or_null(tuco_of_rows(rows))
-        tuco: dict[str, Any] = {"prompt": values[0]} if start == 0 else {}
+        tuco: dict[str, Any] = {"prompt": values[0]} if rows and start == 0 else {}
+        tuco |= flagged
         if self._only_prompt:
             values, rows = [], []
         written = _compact({**tuco, "tokens": values})

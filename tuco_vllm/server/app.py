@@ -20,8 +20,10 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
 from tuco_vllm.config import Checkpoint, ModelPair, resolve_pair
+from tuco_vllm.flagging import Flags
 from tuco_vllm.prompts import PromptEncoder, load_tokenizer
 from tuco_vllm.server import metrics, page, score
+from tuco_vllm.server.checks import Checker, expect_dtype, expect_fit
 from tuco_vllm.server.drain import Drain, DrainMiddleware
 from tuco_vllm.server.middleware import TucoMiddleware
 from tuco_vllm.server.openapi import describe_fields
@@ -30,17 +32,21 @@ from tuco_vllm.shared_tokens import SharedTokens
 from tuco_vllm.steering import Limits
 
 
-def serve(pt: str | None, ft: str, flags: Sequence[str], *, limits: Limits) -> None:
+def serve(pt: str | None, ft: str, flags: Sequence[str], *, limits: Limits, flag: str | None = None) -> None:
     """Serve a pair until SIGINT or SIGTERM; ``flags`` are vLLM's, for its own server.
 
-    Raises InputError for models and flags that cannot work, EngineError when vLLM does not start or dies.
+    ``flag`` is a file of `tuco calibrate`, by which scores are judged. Raises InputError for models, flags
+    and calibrations that cannot work, EngineError when vLLM does not start or dies.
     """
+    calibration = None if flag is None else Flags.read(flag)
     trust = any(flag.replace("_", "-") == "--trust-remote-code" for flag in flags)
     pair = resolve_pair(pt, ft, trust_remote_code=trust)
     if pair.note:
         print(f"tuco: {pair.note}", file=sys.stderr)
     tokenizer = load_tokenizer(pair.ft.tokenizer_directory, trust_remote_code=trust)
     limits = limits._replace(num_layers=pair.ft.sizes["num_hidden_layers"])
+    if calibration is not None:
+        expect_fit(calibration, pair)
 
     # Only now: vLLM takes seconds to import, and what can be refused without it has been.
     from tuco_vllm.engine import serving
@@ -53,24 +59,27 @@ def serve(pt: str | None, ft: str, flags: Sequence[str], *, limits: Limits) -> N
         arguments.served_model_name = own
     if arguments.chat_template is not None:
         tokenizer.chat_template = serving.read_chat_template(arguments.chat_template)
-    encoder = PromptEncoder(
-        tokenizer,
-        vocab_size=pair.ft.config.get("vocab_size"),
-        template_variables=arguments.default_chat_template_kwargs,  # of chat completions as well
-        mend="shorten it, or serve it with a larger --max-model-len",
-    )
-    encoder.shared = SharedTokens(pair, tokenizer, trust_remote_code=trust)
+    encoder = _encoder(pair, tokenizer, arguments, trust)
 
+    if calibration is not None:
+        alias = {"half": "float16", "float": "float32"}
+        expect_dtype(calibration, alias.get(arguments.dtype, arguments.dtype))
+        _checker(calibration, encoder, arguments, [])
     _warn_if_open(arguments)
 
     def extend(app: FastAPI, engine: serving.ServedEngine) -> None:
         drain = Drain()
         engine.let_finish(drain.finish)
         encoder.max_model_len = engine.max_model_len - 1  # vLLM wants room for one token
+        service = _score_service(
+            app, engine, encoder, arguments, None if pair.ft.adapter is None else names[0]
+        )
+        if calibration is not None:
+            _judge(service, calibration, engine, encoder, arguments)
         install(
             app,
             pair,
-            _score_service(app, engine, encoder, arguments, None if pair.ft.adapter is None else names[0]),
+            service,
             drain,
             limits=limits,
             force_usage=arguments.enable_force_include_usage,
@@ -81,6 +90,17 @@ def serve(pt: str | None, ft: str, flags: Sequence[str], *, limits: Limits) -> N
         print(f"tuco: serving {app.state.tuco.models[0]} at {where}", file=sys.stderr, flush=True)
 
     serving.serve(arguments, extend)
+
+
+def _encoder(pair: ModelPair, tokenizer: Any, arguments: Namespace, trust_remote_code: bool) -> PromptEncoder:
+    encoder = PromptEncoder(
+        tokenizer,
+        vocab_size=pair.ft.config.get("vocab_size"),
+        template_variables=arguments.default_chat_template_kwargs,  # of chat completions as well
+        mend="shorten it, or serve it with a larger --max-model-len",
+    )
+    encoder.shared = SharedTokens(pair, tokenizer, trust_remote_code=trust_remote_code)
+    return encoder
 
 
 def _score_service(
@@ -94,6 +114,26 @@ def _score_service(
         return ScoreService(engine, encoder, names)
     adapters = ServedAdapters(app.state.openai_serving_models.lora_requests)
     return ScoreService(engine, encoder, [adapter, *names], adapters)
+
+
+def _judge(
+    service: ScoreService, flags: Flags, engine: Any, encoder: PromptEncoder, arguments: Namespace
+) -> None:
+    """Have all scores judged by a calibration. InputError where they are of another dtype."""
+    expect_dtype(flags, engine.dtype)
+    own = service.models if service.adapters is None else service.models[:1]
+    service.checker = _checker(flags, encoder, arguments, own)
+    engine.score_all()
+    for warning in service.checker.warnings():
+        print(f"tuco: warning: {warning}", file=sys.stderr, flush=True)
+
+
+def _checker(flags: Flags, encoder: PromptEncoder, arguments: Namespace, models: list[str]) -> Checker:
+    """A calibration for requests that name one of ``models``. InputError where it fits no prompt at all."""
+    chats = "" if arguments.default_chat_template_kwargs else encoder.template_sha256 or ""
+    checker = Checker(flags, chats, models, models[0] if models else "")
+    checker.warnings()
+    return checker
 
 
 def _warn_if_open(arguments: Namespace) -> None:
@@ -138,7 +178,7 @@ def install(
     The other arguments are ``TucoMiddleware``'s.
     """
     model_name = service.models[0]
-    metrics.show(model_name)
+    metrics.show(model_name, flags=service.checker is not None)
     # Innermost: behind vLLM's check of the API key. vLLM has built its layers already: they are built again.
     app.user_middleware += [
         Middleware(DrainMiddleware, drain=drain),
@@ -149,13 +189,14 @@ def install(
             force_usage=force_usage,
             fingerprint=fingerprint,
             default_model=None if service.adapters is None else model_name,
+            checker=service.checker,
         ),
     ]
     app.middleware_stack = None
     app.state.tuco = service
     app.include_router(score.router)
     app.include_router(page.router)
-    describe_fields(app, limits)
+    describe_fields(app, limits, flags=service.checker is not None)
     bounds = {"min_alpha": limits.lowest, "max_alpha": limits.highest}
     names = {"pt": pair.pt.name, "ft": pair.ft.name, **bounds}
 

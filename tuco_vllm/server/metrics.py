@@ -25,6 +25,8 @@ SCORED = Counter("tuco:scored_requests", "Requests that were answered with score
 STEERED = Counter(
     "tuco:steered_requests", "Completion requests answered under an alpha other than 1.", _LABELS
 )
+CHECKED = Counter("tuco:checked", "Responses that were held against a threshold (--flag).", _LABELS)
+FLAGGED = Counter("tuco:flagged", "Responses whose score is beyond its threshold (--flag).", _LABELS)
 SCORE_SECONDS = Histogram(
     "tuco:score_request_seconds",
     "Seconds that requests to /v1/tuco/score took, from their first byte.",
@@ -38,10 +40,17 @@ SCORE_ERRORS = Counter(
 )
 
 
-def show(model_name: str) -> None:
-    """Have the page list all of them from the start, at zero."""
-    for metric in (PROMPT_TUCO, ALPHA, SCORED, STEERED):
+def show(model_name: str, *, flags: bool = False) -> None:
+    """Have the page list all of them from the start, at zero; those of ``flags`` where there are some."""
+    for metric in (PROMPT_TUCO, ALPHA, SCORED, STEERED, *((CHECKED, FLAGGED) if flags else ())):
         metric.labels(model_name)
+
+
+def count_verdict(model_name: str, flagged: bool | None) -> None:
+    """Count a response that was held against a threshold; None says that there was none for it."""
+    if flagged is not None:
+        CHECKED.labels(model_name).inc()
+        FLAGGED.labels(model_name).inc(int(flagged))
 
 
 def observe_prompt(model_name: str, tuco: float) -> None:

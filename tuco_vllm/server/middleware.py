@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tuco_vllm.engine.score_feed import RECEIVER, ResponseScores
 from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import ScoredAnswer
+from tuco_vllm.server.checks import Checker, Checks
 from tuco_vllm.server.errors import RequestError
 from tuco_vllm.server.wishes import Wish, read_wish, refuse_elsewhere, with_model
 from tuco_vllm.steering import Limits
@@ -35,6 +36,7 @@ class TucoMiddleware:
         model_name: what metrics call the model.
         force_usage, fingerprint: ``ScoredAnswer``'s.
         default_model: of requests that name none; vLLM's is the model that it has loaded, an adapter's base.
+        checker: judges scores, those that nobody asked for too.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class TucoMiddleware:
         force_usage: bool = False,
         fingerprint: str | None = None,
         default_model: str | None = None,
+        checker: Checker | None = None,
     ) -> None:
         self.app = app
-        self.default_model = default_model
+        self.default_model, self.checker = default_model, checker
         self.limits, self.model_name = limits, model_name
         self._scored = partial(ScoredAnswer, force_usage=force_usage, fingerprint=fingerprint)
 
@@ -72,27 +75,49 @@ class TucoMiddleware:
                 wish = read_wish(body, self.limits)
         except RequestError as error:
             return await error.response()(scope, receive, send)
+        checks = None
+        if self.checker is not None:
+            checks = self.checker.checks(path, body, 1.0 if wish is None else wish.steering.alpha)
         if wish is None:
-            return await self.app(scope, _replay(body, receive), send)
+            return await self._watched(checks, scope, _replay(body, receive), send)
         scope = {**scope, "headers": _with_length(scope["headers"], len(wish.body))}
-        await self._serve(wish, scope, _replay(wish.body, receive), send)
+        await self._serve(wish, checks, scope, _replay(wish.body, receive), send)
 
-    async def _serve(self, wish: Wish, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self, wish: Wish, checks: Checks | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 200:
                 _count(wish, self.model_name)
             await send(message)
 
         if not wish.steering.scored:
-            return await self.app(scope, receive, counting)
-        scores = ResponseScores(partial(metrics.observe_prompt, self.model_name))
-        answer = self._scored(scores, wish)
+            return await self._watched(checks, scope, receive, counting)
+        scores = self._scores(checks)
+        answer = self._scored(scores, wish, checks=checks)
+        await self._received(scores, checks, scope, receive, _Rewriter(answer, counting))
+
+    async def _watched(self, checks: Checks | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """An answer that no score is put into; it is scored where there are thresholds for it."""
+        if checks is None or not checks.judging:
+            return await self.app(scope, receive, send)
+        await self._received(self._scores(checks, keep=False), checks, scope, receive, send)
+
+    def _scores(self, checks: Checks | None, *, keep: bool = True) -> ResponseScores:
+        watch = None if checks is None else checks.add
+        return ResponseScores(partial(metrics.observe_prompt, self.model_name), watch, keep=keep)
+
+    async def _received(
+        self, scores: ResponseScores, checks: Checks | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         token = RECEIVER.set(scores)
         try:
-            await self.app(scope, receive, _Rewriter(answer, counting))
+            await self.app(scope, receive, send)
         finally:
             RECEIVER.reset(token)
             scores.close()  # the client has left, perhaps, and engine steps are still under way
+            if checks is not None:
+                checks.count()
 
 
 class _Rewriter:

@@ -8,9 +8,14 @@ from tuco_vllm.server.middleware import STEERABLE
 from tuco_vllm.steering import Limits
 
 
-def describe_fields(app: FastAPI, limits: Limits) -> None:
-    """Have ``app.openapi()``, and so /openapi.json and /docs, list the two fields and say what they do."""
+def describe_fields(app: FastAPI, limits: Limits, *, flags: bool = False) -> None:
+    """Have ``app.openapi()``, and so /openapi.json and /docs, list the two fields and say what they do.
+
+    ``flags``: whether the server gives verdicts on scores.
+    """
     fields = _fields(limits)
+    if flags:
+        fields["tuco"]["description"] += _FLAGGED
     without = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -22,6 +27,13 @@ def describe_fields(app: FastAPI, limits: Limits) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+_FLAGGED = (
+    " Its `flagged` says whether the choice's score is beyond the threshold that was calibrated for prompts "
+    "of its form and length; null where none was. A stream says it in a choice's first scored chunk, "
+    "or in its last where thresholds are of responses."
+)
 
 
 def _fields(limits: Limits) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from tuco_vllm.responses import EncodedResponse, encode_with_response, text_offs
 from tuco_vllm.score_requests import EngineInput, engine_inputs, expect_streams
 from tuco_vllm.server import metrics
 from tuco_vllm.server.answers import finite_or_null
+from tuco_vllm.server.checks import Checker
 from tuco_vllm.server.errors import RequestError
 from tuco_vllm.server.score_body import Asked, ScoreAnswer, ScoreBody, read_body, read_request
 
@@ -70,6 +71,7 @@ class _Encoded(NamedTuple):
     """An input on its way to the engine."""
 
     inputs: list[EngineInput]
+    templated: bool
     response: list[int] | None
     offsets: list[int] | None
     """Where in its text each of the response's tokens begins."""
@@ -79,10 +81,15 @@ class ScoreService:
     """What the route needs, kept in ``app.state.tuco``."""
 
     def __init__(
-        self, scorer: Scorer, encoder: PromptEncoder, models: list[str], adapters: Adapters | None = None
+        self,
+        scorer: Scorer,
+        encoder: PromptEncoder,
+        models: list[str],
+        adapters: Adapters | None = None,
+        checker: Checker | None = None,
     ) -> None:
         """``models`` are the pair's names, the first for requests that say none."""
-        self.models, self.adapters = models, adapters
+        self.models, self.adapters, self.checker = models, adapters, checker
         self._scorer = scorer
         self._encoder = encoder
         self._tokenizing = ThreadPoolExecutor(1)  # a tokenizer serves one thread at a time
@@ -104,7 +111,7 @@ class ScoreService:
         lora = self.adapters.request(asked.model) if self.adapters else None
         results = await self._score(inputs, name, asked.priority, headers, lora)
         metrics.SCORED.labels(self.models[0]).inc()
-        return await asyncio.to_thread(_answer, name, self.models[0], asked, encoded, results)
+        return await asyncio.to_thread(self._answer, name, asked, encoded, results)
 
     async def _score(
         self, prompts: list[EngineInput], name: str, priority: int, headers: Mapping[str, str], lora: Any
@@ -138,7 +145,7 @@ class ScoreService:
                 raise RequestError(str(error), "relative_reward") from error
             answer = None if response is None else response.token_ids
             inputs = engine_inputs(prompt.token_ids, answer, asked.more)
-            encoded.append(_Encoded(inputs, answer, self._offsets(response)))
+            encoded.append(_Encoded(inputs, prompt.templated, answer, self._offsets(response)))
             if time.monotonic() > end:
                 break
         return encoded
@@ -147,6 +154,26 @@ class ScoreService:
         if response is None:
             return None
         return text_offsets(self._encoder.tokenizer, response.token_ids, response.text)
+
+    def _answer(self, name: str, asked: Asked, encoded: list[_Encoded], results: list[Any]) -> bytes:
+        """The whole answer's JSON, score by score: each call of ``json`` keeps all threads waiting."""
+        entries, total = [], 0
+        answers = iter(results)
+        for place, each in enumerate(encoded):
+            answered = [next(answers) for _ in each.inputs]
+            score = TucoScore.of(answered, each.inputs, each.response, asked.more)
+            total += score.num_prompt_tokens + (score.response_tokens or 0)
+            metrics.observe_prompt(self.models[0], score.tuco)
+            entry = _entry(place, score, asked.layers, each.offsets)
+            if self.checker is not None:
+                value = getattr(score, self.checker.flags.column)
+                flagged = self.checker.judged(each.templated, score.num_prompt_tokens, value, asked.model)
+                entry["flagged"] = flagged
+            entries.append(json.dumps(entry, separators=(",", ":")))
+        head = {"id": name, "object": "list", "model": asked.model}
+        usage = {"prompt_tokens": total, "total_tokens": total}
+        body = f'{json.dumps(head)[:-1]}, "data": [{",".join(entries)}], "usage": {json.dumps(usage)}}}'
+        return body.encode()
 
 
 async def _only_json(request: Request) -> None:
@@ -188,25 +215,6 @@ async def score(raw_request: Request) -> Response:
 async def _respond(asked: Asked, raw_request: Request) -> Response:
     answer = await raw_request.app.state.tuco.answer(asked, raw_request.headers)
     return Response(answer, media_type="application/json")
-
-
-def _answer(name: str, model_name: str, asked: Asked, encoded: list[_Encoded], results: list[Any]) -> bytes:
-    """The whole answer's JSON, written score by score: each call of ``json`` keeps all threads waiting.
-
-    ``model_name`` is what metrics call the model.
-    """
-    entries, total = [], 0
-    answers = iter(results)
-    for place, each in enumerate(encoded):
-        answered = [next(answers) for _ in each.inputs]
-        score = TucoScore.of(answered, each.inputs, each.response, asked.more)
-        total += score.num_prompt_tokens + (score.response_tokens or 0)
-        metrics.observe_prompt(model_name, score.tuco)
-        entries.append(json.dumps(_entry(place, score, asked.layers, each.offsets), separators=(",", ":")))
-    head = {"id": name, "object": "list", "model": asked.model}
-    usage = {"prompt_tokens": total, "total_tokens": total}
-    body = f'{json.dumps(head)[:-1]}, "data": [{",".join(entries)}], "usage": {json.dumps(usage)}}}'
-    return body.encode()
 
 
 def _entry(place: int, score: TucoScore, layers: bool, offsets: list[int] | None) -> dict[str, Any]:

@@ -84,6 +84,11 @@ class Score(BaseModel):
     cosine: float | None
     cancellation: float | None
     prompt_tokens: int
+    flagged: bool | None = Field(
+        None,
+        description="With `--flag`, whether the score is beyond its threshold; null where there is none for "
+        "a prompt of that form and length.",
+    )
     layers: LayerNorms | None = None
     response: ResponseScores | None = None
     trace: list[float | None] | None = None
