@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tuco_vllm import __version__, interruption
-from tuco_vllm.commands import calibrate, demo, doctor, report, score, serve, status, sweep
+from tuco_vllm.commands import build, calibrate, demo, doctor, report, score, serve, status, sweep
 from tuco_vllm.errors import InputError, TucoError
 
 _COMMANDS = {
+    "build": build,
     "score": score,
     "serve": serve,
     "status": status,
