@@ -117,9 +117,8 @@ def answers(pt: Path, ft: Path, prompts, tokens: int, alpha: float = 1.0) -> lis
 
 def looked_at(file: Path, sets: Sets, out: Path, arguments) -> None:
     """How many held-out requests each model refuses, and the card that says so."""
-    from tuco_vllm.builders.refusals import is_refusal
-
     from tuco_vllm.analysis.statistics import proportion
+    from tuco_vllm.builders.refusals import is_refusal
 
     held_out = {"harmful": sets.harmful_held_out, "harmless": sets.harmless_held_out}
     prompts = [prompt for each in held_out.values() for prompt in each]
