@@ -105,7 +105,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.model_config = SimpleNamespace(
-            max_model_len=8, hf_text_config=SimpleNamespace(num_hidden_layers=2)
+            dtype="float32", max_model_len=8, hf_text_config=SimpleNamespace(num_hidden_layers=2)
         )
         self.vllm_config = SimpleNamespace(lora_config=None)
         self.output_processor = SimpleNamespace(add_request=None, process_outputs=None, request_states={})
