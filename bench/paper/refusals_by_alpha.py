@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCH = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(BENCH), str(BENCH / "real_pair")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real_pair"))
 
 import provenance
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,7 +85,14 @@ def sample(asked: Path, out: Path, pair: Path) -> None:
     """One greedy answer each, under every alpha."""
     command = [sys.executable, "-m", "tuco_vllm", "build", "outcomes", str(asked), f"--out={out}"]
     command += [f"--pt={pair / 'PT'}", f"--ft={pair / 'FT'}", *(f"--alpha={alpha}" for alpha in ALPHAS)]
-    settings = ["--samples=1", "--successes=1", "--temperature=0", "--texts", "--max-model-len=2048"]
+    settings = [
+        "--samples=1",
+        "--successes=1",
+        "--temperature=0",
+        "--texts",
+        "--max-model-len=2048",
+        "--enforce-eager",
+    ]
     subprocess.run([*command, *settings], check=True)
 
 
