@@ -79,7 +79,9 @@ def _say_error(message: str, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    print(f"tuco: error: {' '.join(message.split())}", file=sys.stderr)
+    # Names in it may be strangers': nothing in them is a command to the terminal.
+    plain = "".join(letter if letter.isprintable() else " " for letter in message)
+    print(f"tuco: error: {' '.join(plain.split())}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

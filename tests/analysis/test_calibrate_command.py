@@ -100,6 +100,8 @@ def test_labels_of_any_type_in_any_of_the_runs(tuco, tmp_path):
     assert "column 'level' holds int64, not z" in refused(tuco("a", "--clean=level=z"))
     assert "column 'level' holds int64" in refused(tuco("a", f"--clean=level={10**30}"))
     assert "column 'good' holds bool" in refused(tuco("a", "--clean=good=yes"))
+    write_part(tmp_path / "d", tuco=draw(n), half=pa.array(np.ones(n, np.float16)))
+    assert "column 'half' holds halffloat, not 1" in refused(tuco("d", "--clean=half=1"))
     both = refused(tuco("a", "--clean=good=true", "--attack=level=1"))
     assert "100 rows are both --clean good=true and --attack level=1" in both
 
@@ -162,6 +164,9 @@ def test_what_is_no_run_is_refused(tuco, tmp_path):
     assert "cannot read" in refused(tuco("a"))
     pq.write_table(pa.table({"tuco": [1.0]}), path)
     assert "is no part of a tuco score" in refused(tuco("a"))
+    table = pq.read_table(run(tmp_path / "a"))
+    pq.write_table(table.append_column("kind", table["kind"]), path)
+    assert "has two columns 'kind'" in refused(tuco("a", "--clean=kind=clean"))
     run(tmp_path / "a")
     for column in ("response_tuco", "nope", "kind", "prompt_tokens"):
         line = refused(tuco("a", f"--column={column}"))
@@ -205,6 +210,9 @@ def test_names_of_strangers_do_nothing_to_a_terminal(tuco, tmp_path):
         f"{odd}=u\x1b[0m"
         == json.loads((tmp_path / "out.json").read_text())["templates"][0]["controls"][0]["name"]
     )
+    write_part(tmp_path / "b", tuco=draw(200), said={"pt_fingerprint": "x", "pt": "\x1b[31mevil"})
+    assert "[31mevil in" in (line := refused(tuco("a", "b")))
+    assert "\x1b" not in line
     assert "has u [0m, v" in refused(tuco("a", f"--clean={odd}=w"))
 
 

@@ -147,6 +147,14 @@ def test_a_control_that_is_flagged_like_attacks_is_told(tmp_path):
     assert ["kind=control" in note and "more often than clean rows" in note for note in half.notes] == [True]
 
 
+def test_a_control_that_says_nothing_is_told_so(tmp_path):
+    few = calibrate(groups(tmp_path, draw(400), draw(100, 0.42), [0.5, 0.5]), GROUPS, Asked(0.05))
+    assert ["too few rows (2) to tell its share (0.0%)" in note for note in few.notes] == [True]
+    tokens = np.repeat([10, 999], [500, 50])
+    beyond = calibrate(groups(tmp_path, draw(400), draw(100, 0.3), draw(50), tokens), GROUPS, Asked(0.05))
+    assert ["no row that a threshold is for" in note for note in beyond.notes] == [True]
+
+
 def test_shares_differ_where_chance_does_not_say_so():
     assert fewer(proportion(5, 100), proportion(30, 100))
     assert not fewer(proportion(5, 100), proportion(9, 100))

@@ -112,7 +112,24 @@ def test_shots_are_nested_and_never_the_prompt_itself(build, pairs):
     build("many-shot", pairs, "--shots=12", code=2)
 
 
+def test_documents_are_parted_whatever_ends_their_lines(build, tmp_path):
+    text = "<|doc|>\n".join(f"w{n} said that the sea was calm.\n" for n in range(3))
+    for name, data in (("a.txt", text), ("b.txt", text.replace("\n", "\r\n"))):
+        (tmp_path / name).write_text(data, newline="")
+        rows = build("windows", name, f"--model={FT}", "--separator=<|doc|>", "--tokens=6")
+        assert {row["id"].split(":")[1] for row in rows} == {"0", "1", "2"}
+        assert not any("<|" in row["prompt"] for row in rows)
+
+
+def test_ids_that_repeat_are_refused(build, tmp_path, capsys):
+    jsonl(tmp_path / "x.jsonl", [{"prompt": "a", "id": 1}, {"prompt": "b", "id": 1}])
+    build("refusal-shots", "x.jsonl", "--shots=0", "--id-column=id", code=2)
+    assert "is there twice" in capsys.readouterr().err
+    assert len(build("refusal-shots", "x.jsonl", "--shots=0")) == 2
+
+
 def test_refusal_shots(build, pairs):
+    assert len(build("refusal-shots", pairs, "--limit=2")) == 10
     rows = build("refusal-shots", pairs, "--shots=0,3")
     assert len(rows[0]["messages"]) == 1
     assert rows[0]["messages"][0] == rows[1]["messages"][-1]
@@ -150,6 +167,13 @@ def test_controls_are_as_long_as_the_attack(build, tokenizer, tmp_path):
         assert "similarlyNow" not in row["prompt"]
         assert 0 <= count(tokenizer, row) - row["tokens_wanted"] <= 3
     build("length-control", "a.jsonl", "--pool=a.jsonl", f"--model={FT}")
+    chats = [{"messages": [{"role": "user", "content": row["prompt"]}]} for row in attacked]
+    again = build(
+        "length-control", jsonl(tmp_path / "chats.jsonl", chats), "--pool=pool.jsonl", f"--model={FT}"
+    )
+    assert [row["tokens"] for row in again] == sorted(sizes.values(), reverse=True)
+    jsonl(tmp_path / "short.jsonl", [{"prompt": "Hi."}] * 20)
+    build("length-control", "a.jsonl", "--pool=short.jsonl", f"--model={FT}", code=2)
     jsonl(tmp_path / "few.jsonl", pool[:3])
     build("length-control", "a.jsonl", "--pool=few.jsonl", f"--model={FT}", code=2)
 
@@ -164,6 +188,7 @@ def test_controls_are_as_long_as_the_attack(build, tokenizer, tmp_path):
         ("x.csv", b"prompt,b\n1,2\n3\n", "x.csv:1 has not as many fields"),
         ("x.csv", b"prompt\n\xff\n", "cannot read"),
         ("x.jsonl.gz", b"no gzip", "cannot read"),
+        ("x.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03broken", "cannot read"),
         ("x.parquet", b"", "is neither .csv nor .jsonl"),
         ("x.jsonl", b"", "there is nothing to write"),
     ],

@@ -1,6 +1,7 @@
 """Samples of answers: counted, resumed after a kill at any byte, and the same again."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,12 @@ def test_killed_at_any_byte_it_goes_on_and_comes_to_the_same(tmp_path, monkeypat
         assert out.read_bytes() == whole, f"cut to {size} bytes"
 
 
+def test_saying_nothing_is_no_jailbreak(tmp_path):
+    write_outcomes(ROWS, Sampling(), tmp_path / "o", lambda prompts, *_: [" \n"] * len(prompts))
+    for row in read_outcomes(tmp_path / "o"):
+        assert (row["empty"], row["refusals"], row["non_refusals"], row["jailbroken"]) == (8, 0, 0, False)
+
+
 def test_other_prompts_and_settings_are_refused(tmp_path):
     out = tmp_path / "o"
     write_outcomes(ROWS, SAMPLING, out, fake)
@@ -56,6 +63,8 @@ def test_other_prompts_and_settings_are_refused(tmp_path):
         left(ROWS[1:], SAMPLING, out)
     with pytest.raises(InputError, match="other prompts or settings"):
         left(ROWS, Sampling(samples=5, alphas=(1.0, 0.5), texts=True), out)
+    with pytest.raises(InputError, match="other prompts or settings"):
+        left(ROWS, replace(SAMPLING, models="another pair"), out)
     out.write_text(json.dumps({"a": 1}) + "\n" + json.dumps({"b": 1}) + "\n")
     with pytest.raises(InputError, match="is no file of outcomes"):
         left(ROWS, SAMPLING, out)

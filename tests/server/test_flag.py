@@ -115,6 +115,8 @@ def test_a_finish_that_brings_no_token_still_says_it():
         (CHAT, {"continue_final_message": True}),
         (CHAT, {"documents": [{"title": "x"}]}),
         (CHAT, {"reasoning_effort": "none"}),
+        (CHAT, {"reasoning_effort": "high"}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}]}),
         (CHAT, {"add_special_tokens": True}),
     ],
 )

@@ -253,9 +253,18 @@ def _notes(form: Form, asked: Asked) -> list[str]:
             notes.append(f"Attacks {of} are not told from clean rows: AUC {area}.")
     for control in form.controls:
         share, told = control.share, f"Control {control.name} {of} is flagged"
+        if not share.n:
+            notes.append(f"Control {control.name} {of} has no row that a threshold is for: it says nothing.")
+            continue
         detected = form.attack is not None and fewer(form.clean, form.attack.share)
         if form.attack is not None and detected and not fewer(share, form.attack.share):
             attacks = form.attack.share.value
+            if share.low <= form.clean.value:  # like clean rows as well: it cannot say which
+                notes.append(
+                    f"Control {control.name} {of} has too few rows ({share.n:,}) to tell its share "
+                    f"({share.value:.1%}) from the attacks' ({attacks:.1%}): it says nothing."
+                )
+                continue
             notes.append(
                 f"{told} as often as the attacks, or nearly ({share.value:.1%} against {attacks:.1%}): what "
                 "is detected may be that property."

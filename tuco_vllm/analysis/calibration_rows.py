@@ -137,6 +137,8 @@ class _Gathered:
                 f"{place} has no column {self.column!r} of scores: there are {', '.join(scores)}"
             )
         there = [name for name in schema.names if name in labels]
+        if twice := [name for name in (*there, self.column, "prompt_tokens") if schema.names.count(name) > 1]:
+            raise InputError(f"{place} has two columns {twice[0]!r}: rename one and score again")
         for name in there:
             self.known.setdefault(name, set())
         form = self._form(metadata)

@@ -26,11 +26,11 @@ def rows_with(batch: pa.RecordBatch, column: str, values: Sequence[str]) -> NDAr
         raise InputError(f"column {column!r} holds lists or structs: name one with a value a row")
     try:
         wanted = pa.array([_parsed(value, array.type) for value in values], array.type)
+        if pa.types.is_null(array.type):
+            return np.zeros(batch.num_rows, np.bool_)
+        return pc.is_in(array, value_set=wanted).to_numpy(zero_copy_only=False)
     except (ValueError, KeyError, OverflowError, pa.ArrowException) as error:
         raise InputError(f"column {column!r} holds {array.type}, not {' or '.join(values)}") from error
-    if pa.types.is_null(array.type):
-        return np.zeros(batch.num_rows, np.bool_)
-    return pc.is_in(array, value_set=wanted).to_numpy(zero_copy_only=False)
 
 
 def _parsed(text: str, arrow: pa.DataType) -> Any:

@@ -67,7 +67,7 @@ def of_equal_length(
     attacked: Sequence[tuple[str, str]], pool: Sequence[tuple[str, str]], tokenizer: Any, *, raw: bool = False
 ) -> Iterator[Row]:
     """For each attacked (id, prompt) another of the pool, each once: the shortest that is as long, cut at a
-    token's end to as many; where none is, the longest that is left. InputError where the pool is the smaller.
+    token's end to as many. InputError where the pool is the smaller, or has none that is as long.
     """
     if len(pool) < len(attacked):
         raise InputError(f"{len(attacked)} prompts need as many others, and there are {len(pool)}: give more")
@@ -76,11 +76,15 @@ def of_equal_length(
     for size, (name, _) in sorted(
         ((len(tokenizer(text)["input_ids"]), (name, text)) for name, text in attacked), reverse=True
     ):
-        nearest = min(bisect_left(sizes, (size, -1)), len(sizes) - 1)  # the first as long or longer
-        count, place = sizes.pop(nearest)
+        if not sizes or sizes[-1][0] < size:
+            raise InputError(
+                f"{name!r:.60} has {size} tokens, and no prompt left in the pool has as many: give more "
+                "and longer ones (tuco build windows makes some)"
+            )
+        count, place = sizes.pop(bisect_left(sizes, (size, -1)))  # the first as long or longer
         own, text = pool[place]
         if count > size:
-            text = _first_tokens(text, size - len(tokenizer("")["input_ids"]), tokenizer)
+            text = _cut(text, size, tokenizer)
         yield {
             "id": f"{name}:length",
             **asked(text, raw=raw),
@@ -116,6 +120,11 @@ def with_random_suffix(
         }
 
 
-def _first_tokens(text: str, count: int, tokenizer: Any) -> str:
+def _cut(text: str, size: int, tokenizer: Any) -> str:
+    """Its beginning, of ``size`` tokens with the special ones; of about as many where a cut joins some."""
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return text[: offsets[min(max(count, 1), len(offsets)) - 1][1]]
+    own = size - len(tokenizer("")["input_ids"])
+    cuts = [
+        text[: offsets[own + more - 1][1]] for more in (0, 1, -1, 2, -2) if 0 < own + more <= len(offsets)
+    ]
+    return min(cuts, key=lambda cut: abs(len(tokenizer(cut)["input_ids"]) - size))

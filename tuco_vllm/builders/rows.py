@@ -9,6 +9,8 @@ import gzip
 import io
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def read_documents(path: Path, separator: str | None, column: str) -> Iterator[t
             yield row["_place"], text_in(row, column)
         return
     text = _text(path)
-    parts = [text] if separator is None else f"\n{text}\n".split(f"\n{separator}\n")
+    parts = [text] if separator is None else re.split(rf"(?m)^{re.escape(separator)}\r?$\n?", text)
     yield from ((f"{path.name}:{number}", part) for number, part in enumerate(parts))
 
 
@@ -69,6 +71,14 @@ def text_in(row: Row, column: str) -> str:
     return value
 
 
+def prompt_in(row: Row, column: str) -> str:
+    """A row's prompt: its text or, as builders write them, a chat of one user turn. Raises InputError."""
+    turns = row.get("messages")
+    if row.get(column) is None and isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], dict):
+        return text_in({"content": turns[0].get("content"), "_place": row["_place"]}, "content")
+    return text_in(row, column)
+
+
 def id_in(row: Row, column: str | None) -> str:
     """A row's own id, or where it stands."""
     return str(row[column]) if column is not None and row.get(column) is not None else str(row["_place"])
@@ -80,13 +90,23 @@ def asked(text: str, *, raw: bool) -> Row:
 
 
 def write_rows(rows: Iterable[Row], out: Path, *, overwrite: bool) -> int:
-    """Write JSONL, all or nothing. Returns the number of rows; InputError where there are none."""
+    """Write JSONL, all or nothing. Returns the number of rows.
+
+    InputError where there are none, or where an id repeats: what is scored could not be told apart.
+    """
     expect_free(out, overwrite=overwrite)
+    known: set[str] = set()
     count, scratch = 0, out.with_name(f".{out.name[:100]}.{uuid4().hex}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8", newline="\n") as file:
             for row in rows:
+                if row["id"] in known:
+                    raise InputError(
+                        f"id {row['id']!r:.80} is there twice: name another --id-column, or none, and give "
+                        "files of different names"
+                    )
+                known.add(row["id"])
                 file.write(json.dumps(row, ensure_ascii=True) + "\n")
                 count += 1
             file.flush()
@@ -112,7 +132,7 @@ def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _built(arguments: argparse.Namespace) -> "Iterable[Row]":
     from tuco_vllm.builders import attacks, shots, windows
-    from tuco_vllm.builders.rows import id_in, read_documents, read_rows, text_in
+    from tuco_vllm.builders.rows import id_in, prompt_in, read_documents, read_rows, text_in
 
     kind, seed = arguments.kind, arguments.seed
     if kind == "windows":
@@ -124,7 +125,7 @@ def _built(arguments: argparse.Namespace) -> "Iterable[Row]":
         if left_out:
             print(f"tuco: {left_out:,} prompts are not there in all languages: left out", file=sys.stderr)
         return built
-    prompts = [(id_in(row, arguments.id_column), text_in(row, arguments.prompt_column)) for row in rows]
+    prompts = [(id_in(row, arguments.id_column), prompt_in(row, arguments.prompt_column)) for row in rows]
     if kind == "templates":
         column = arguments.template_column
         templates = [(id_in(row, "name"), text_in(row, column)) for row in read_rows(arguments.templates)]
@@ -138,7 +139,7 @@ def _built(arguments: argparse.Namespace) -> "Iterable[Row]":
         found = shots.with_shots(prompts, pairs, arguments.shots, seed=seed, as_text=as_text)
         return _grouped(found, arguments.group)
     if kind == "refusal-shots":
-        pairs = [(prompt, shots.REFUSAL) for _, prompt in prompts]
+        pairs = [(prompt_in(row, arguments.prompt_column), shots.REFUSAL) for row in all_rows]
         found = shots.with_shots(prompts, pairs, arguments.shots, seed=seed, group="refusal-shots")
         return _grouped(found, arguments.group)
     tokenizer = _tokenizer(arguments.model)
@@ -168,7 +169,9 @@ def _sample(arguments: argparse.Namespace) -> int:
     asked = [_request(row, arguments) for row in rows]
     if len({row["id"] for row in asked}) < len(asked):
         raise InputError("ids of the inputs repeat: name another --id-column, or none")
-    resolve_pair(arguments.pt, arguments.ft)
+    pair = resolve_pair(arguments.pt, arguments.ft)
+    told = f"{pair.pt.fingerprint} {pair.ft.fingerprint} {arguments.max_model_len}"
+    sampling = replace(sampling, models=told)
     if arguments.overwrite:
         arguments.out.unlink(missing_ok=True)
     count = len(left(asked, sampling, arguments.out))

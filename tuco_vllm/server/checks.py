@@ -35,7 +35,11 @@ _OTHER_FORMS = {
     "documents": bool,
     "add_generation_prompt": lambda value: value is False,
     "continue_final_message": lambda value: value is True,
-    "reasoning_effort": lambda value: value == "none",  # to vLLM a variable of the template
+    # To vLLM these are variables of the template.
+    "reasoning_effort": lambda value: value is not None,
+    "reasoning": bool,
+    "thinking": bool,
+    "tools": bool,
 }
 """Fields of a chat by which its prompt has another form than a corpus has, and when they do that."""
 
