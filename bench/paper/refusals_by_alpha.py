@@ -2,10 +2,10 @@
 
     python bench/paper/refusals_by_alpha.py --pair DIR --data DIR --work DIR [--rows 100]
 
-DIR of ``--pair`` is what ``bench/real_pair/make.py`` made; ``--data`` as there. Greedy answers of 30 tokens to
-requests that FT was not trained on: harmful ones (AdvBench), the same kind behind GCG's suffixes
-(JailbreakBench's artifacts), harmless ones (MT-bench, GSM8K). Through ``tuco build outcomes``, as a user would;
-a refusal is what that takes for one. What is sampled already in ``--work`` is not sampled again.
+DIR of ``--pair`` is what ``bench/real_pair/make.py`` made; ``--data`` as there. Greedy answers of 30 tokens
+to requests that FT was not trained on: harmful ones (AdvBench), the same kind behind GCG's suffixes
+(JailbreakBench's artifacts), harmless ones (MT-bench, GSM8K). Through ``tuco build outcomes``, as a user
+would; a refusal is what that takes for one. What is sampled already in ``--work`` is not sampled again.
 
 Appends a record to ``bench/results/paper.jsonl`` and draws ``bench/results/refusals-by-alpha.png``.
 """
@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCH = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(BENCH), str(BENCH / "real_pair")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real_pair"))
 
 import provenance
 from matplotlib.backends.backend_agg import FigureCanvasAgg
