@@ -5,7 +5,7 @@
 DIR of ``--pair`` is what ``bench/real_pair/make.py`` made; ``--data`` as there. Greedy answers of 30 tokens
 to requests that FT was not trained on: harmful ones (AdvBench), the same kind behind GCG's suffixes
 (JailbreakBench's artifacts), harmless ones (MT-bench, GSM8K). Through ``tuco build outcomes``, as a user
-would; a refusal is what that takes for one. What is sampled already in ``--work`` is not sampled again.
+would; a refusal is what that takes for one. What is sampled in ``--work`` already is not sampled again.
 
 Appends a record to ``bench/results/paper.jsonl`` and draws ``bench/results/refusals-by-alpha.png``.
 """
@@ -85,7 +85,14 @@ def sample(asked: Path, out: Path, pair: Path) -> None:
     """One greedy answer each, under every alpha."""
     command = [sys.executable, "-m", "tuco_vllm", "build", "outcomes", str(asked), f"--out={out}"]
     command += [f"--pt={pair / 'PT'}", f"--ft={pair / 'FT'}", *(f"--alpha={alpha}" for alpha in ALPHAS)]
-    settings = ["--samples=1", "--successes=1", "--temperature=0", "--texts", "--max-model-len=2048"]
+    settings = [
+        "--samples=1",
+        "--successes=1",
+        "--temperature=0",
+        "--texts",
+        "--max-model-len=2048",
+        "--enforce-eager",
+    ]
     subprocess.run([*command, *settings], check=True)
 
 

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from tuco_vllm.analysis.database import fill
 from tuco_vllm.analysis.summary import summarise
 from tuco_vllm.analysis.tables import print_status, print_summary
 from tuco_vllm.errors import InputError
@@ -207,9 +208,18 @@ def test_scores_of_the_roundings_size_are_called_so(tmp_path, engine, scores, me
 def test_quantiles_of_more_scores_than_are_held_are_a_sketchs_and_called_so(tmp_path, monkeypatch):
     scores = np.random.default_rng(0).random(5000)
     write(tmp_path / "part-00000.parquet", scores, ["empty"])
-    assert summarise(at(tmp_path), exact_rows=5000).exact
-    summary = summarise(at(tmp_path), exact_rows=4999)
+    kept = []
+
+    def filled(database, table, *arguments):
+        fill(database, table, *arguments)
+        kept.append(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+    monkeypatch.setattr("tuco_vllm.analysis.summary.fill", filled)
+    exact, summary = (summarise(at(tmp_path), exact_rows=rows) for rows in (5001, 5000))
+    assert kept == [5001, 1], "of very many scores none is kept"
+    assert exact.exact
     assert not summary.exact
+    assert (summary.rows, summary.errors, summary.responses) == (5001, 1, 0)
     assert summary.tuco["50%"] == pytest.approx(np.median(scores), abs=0.02)
     assert (summary.tuco["min"], summary.tuco["max"]) == (scores.min(), scores.max())
     monkeypatch.setattr("tuco_vllm.analysis.tables.summarise", lambda _: summary)

@@ -41,10 +41,14 @@ def scratch_database(memory: str = MEMORY) -> Iterator["DuckDBPyConnection"]:
 
 
 def fill(
-    database: "DuckDBPyConnection", table: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+    database: "DuckDBPyConnection",
+    table: str,
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+    kept: str = "*",
 ) -> None:
-    """Make ``table`` of ``batches``. What their reading raises is raised: DuckDB would make an error of its
-    own of it."""
+    """Make ``table`` of ``batches``, of what SQL selects of them. What their reading raises is raised: DuckDB
+    would make an error of its own of it."""
     failed: list[Exception] = []
 
     def read() -> Iterator[pa.RecordBatch]:
@@ -54,7 +58,7 @@ def fill(
             failed.append(error)
 
     database.register("batches", pa.RecordBatchReader.from_batches(schema, read()))
-    database.execute(f"CREATE TABLE {table} AS SELECT * FROM batches")
+    database.execute(f"CREATE TABLE {table} AS SELECT {kept} FROM batches")
     database.unregister("batches")
     if failed:
         raise failed[0]

@@ -41,27 +41,49 @@ class Summary:
 
 
 def summarise(store: Store, *, exact_rows: int = EXACT_ROWS) -> Summary:
-    """Read a run's parts, a batch at a time. Raises InputError for a part that cannot be read."""
+    """Read a run's parts, a batch at a time. Raises InputError for a part that cannot be read.
+
+    Up to ``exact_rows`` rows their scores go into a temporary file, of 640 MB at most.
+    """
     summary = Summary()
     if not (names := part_names(store)):
         return summary
+    summary.exact = _are_few(store, names, exact_rows)
+    asked = ", ".join(
+        [
+            *(_spread_of(column, summary.exact) for column in ("tuco", "response_tuco")),
+            "count(response_tuco)",
+            *(f"count({name}), avg({name})" for name in MEANS),
+        ]
+    )
     with scratch_database() as database:
-        fill(database, "scores", _SCHEMA, _batches(store, names, summary))
-        summary.exact = summary.rows - summary.errors <= exact_rows
-        summary.tuco = _spread(database, "tuco", summary.exact)
-        summary.response_tuco = _spread(database, "response_tuco", summary.exact)
-        counted = ", ".join(f"count({name}), avg({name})" for name in MEANS)
-        found: Any = database.execute(f"SELECT count(response_tuco), {counted} FROM scores").fetchone()
-    summary.responses = found[0]
-    pairs = zip(MEANS, found[1::2], found[2::2], strict=True)
+        # Of very many scores none is kept: a finished run must not fail for want of room.
+        kept = "*" if summary.exact else asked
+        fill(database, "scores", _SCHEMA, _batches(store, names, summary), kept)
+        found: Any = database.execute(f"SELECT {asked if summary.exact else '*'} FROM scores").fetchone()
+    summary.tuco, summary.response_tuco = _spread(*found[:3]), _spread(*found[3:6])
+    summary.responses = found[6]
+    pairs = zip(MEANS, found[7::2], found[8::2], strict=True)
     summary.means = {name: mean for name, count, mean in pairs if count}
     return summary
 
 
-def _spread(database: Any, column: str, exact: bool) -> dict[str, float]:
-    asked = f"SELECT min({column}), max({column}), {quantiles(column, QUANTILES, exact)} FROM scores"
-    low, high, between = database.execute(asked).fetchone()
-    if low is None:
+def _are_few(store: Store, names: list[str], rows: int) -> bool:
+    """Whether parts have at most so many rows, by their footers; no more are read than it takes."""
+    for name in names:
+        with opened_part(store, name) as part:
+            rows -= part.metadata.num_rows
+        if rows < 0:
+            return False
+    return True
+
+
+def _spread_of(column: str, exact: bool) -> str:
+    return f"min({column}), max({column}), {quantiles(column, QUANTILES, exact)}"
+
+
+def _spread(low: float | None, high: float | None, between: list[float]) -> dict[str, float]:
+    if low is None or high is None:
         return {}
     named = {f"{share:.0%}": value for share, value in zip(QUANTILES, between, strict=True)}
     return {"min": low, **named, "max": high}
