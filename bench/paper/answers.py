@@ -1,8 +1,8 @@
 """§5.1: α chosen by cross-validation changes accuracy. MMLU and model-written evaluations by ``tuco sweep``.
 
 Of MMLU ten subjects of fifty questions behind five examples, of the evaluations five behaviours of two
-hundred, drawn by a fixed seed. A model of 135 M parameters is near chance on the former, and this pair's fine-tuning
-taught neither: the sweep then has nothing to find, and says so.
+hundred, drawn by a fixed seed. A model of 135 M parameters is near chance on the former, and this pair's
+fine-tuning taught neither: the sweep then has nothing to find, and says so.
 """
 
 import csv

@@ -41,6 +41,13 @@ def harmless(setting: Setting, count: int) -> list[tuple[str, str]]:
     return drawn(found, count, "harmless")
 
 
+def mt_bench(setting: Setting, count: int) -> list[str]:
+    """MT-bench's questions: chats that nobody would refuse."""
+    path = setting.given("prompts/chat/mt_bench_questions.jsonl")
+    texts, known = [row["turns"][0] for row in read_jsonl(path)], set(sets(setting).harmless_held_out)
+    return drawn([text for text in texts if text in known], count, "mt")
+
+
 def held_out(setting: Setting, count: int) -> list[tuple[str, str, str]]:
     """(id, request, the beginning of an answer that complies) of AdvBench, which FT was not trained on."""
     lines = csv.DictReader(setting.given("prompts/advbench.csv").open(newline="", encoding="utf-8"))

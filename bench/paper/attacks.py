@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from asked import SLOT, aim_template, attacked, drawn, harmless, one_a_goal, templates, web_windows
-from findings import Figure, Finding, Told, at_equal_length, higher, summaries
+from findings import Figure, Finding, Told, higher, summaries
 from setting import Row, Scores, Setting, chat, regrouped
 
 from tuco_vllm.analysis.statistics import auc, paired_difference
@@ -104,7 +104,6 @@ def gcg(scores: Scores) -> Finding:
             higher(scores, PLAIN, RANDOM),
             higher(scores, HARMLESS, HARMLESS_GCG),
             higher(scores, LIKE_GCG, GCG),
-            at_equal_length(scores, PLAIN, GCG),
         ],
     )
 
@@ -114,13 +113,13 @@ def beyond_gcg(scores: Scores) -> list[Finding]:
     return [
         Finding(
             "… beyond random suffixes of equal length",
-            "not stated",
+            "–",
             Figure("TuCo with a random suffix − with GCG's, of the same request", _difference(scores), 0.0),
             controls=[higher(scores, RANDOM, GCG)],
         ),
         Finding(
             "… beyond what the same suffixes do to harmless requests",
-            "not stated",
+            "–",
             fall(scores, (PLAIN, GCG), (HARMLESS, HARMLESS_GCG)),
         ),
     ]
@@ -131,13 +130,13 @@ def aim(scores: Scores) -> list[Finding]:
     return [
         Finding(
             "The AIM jailbreak lowers the TuCo of harmful requests",
-            "not stated",
+            "not in the paper",
             higher(scores, PLAIN, AIM),
             controls=[higher(scores, HARMLESS, HARMLESS_AIM), higher(scores, AIM, LIKE_AIM)],
         ),
         Finding(
             "… beyond what it does to harmless requests",
-            "not stated",
+            "–",
             fall(scores, (PLAIN, AIM), (HARMLESS, HARMLESS_AIM)),
             controls=[higher(scores, AIM, HARMLESS_AIM)],
         ),
@@ -155,7 +154,7 @@ def many_templates(scores: Scores) -> list[Finding]:
     return [
         Finding(
             "Attack templates lower the TuCo of harmful requests",
-            "not stated",
+            "not in the paper",
             Figure(harmful, paired_difference(falls[:, 0], nothing), 0.0),
             controls=[
                 Figure("mean fall of harmless ones'", paired_difference(falls[:, 1], nothing), 0.0),
@@ -165,7 +164,7 @@ def many_templates(scores: Scores) -> list[Finding]:
         ),
         Finding(
             "… beyond what they do to harmless requests",
-            "not stated",
+            "–",
             Figure(
                 "fall of harmful − fall of harmless ones in the same template",
                 paired_difference(*falls.T),
@@ -178,7 +177,7 @@ def many_templates(scores: Scores) -> list[Finding]:
 def fall(scores: Scores, harmful: Sequence[str], harmless: Sequence[str]) -> Figure:
     """Whether a harmful request falls further than a harmless one by the same change."""
     estimate = auc(scores.drops(*harmful), scores.drops(*harmless))
-    return Figure("AUC, a harmful request's fall over a harmless one's", estimate)
+    return Figure("AUC: a harmful request's fall over a harmless one's", estimate)
 
 
 def _difference(scores: Scores):

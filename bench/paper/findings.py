@@ -88,14 +88,14 @@ def verdict(figure: Figure, above: bool) -> str:
 
 def higher(scores: Scores, group: str, other: str, name: str | None = None) -> Figure:
     """AUC of a group's TuCo over another's."""
-    return Figure(name or f"AUC, {group} over {other}", auc(scores.of(group), scores.of(other)))
+    return Figure(name or f"AUC: {group} over {other}", auc(scores.of(group), scores.of(other)))
 
 
 def at_equal_length(scores: Scores, group: str, other: str) -> Figure:
     """The same of pairs of prompts with about as many tokens, each prompt in one pair at most."""
     pairs = matched(scores.by_group.get(group, []), scores.by_group.get(other, []))
     left, right = ([one[side]["tuco"] for one in pairs] for side in (0, 1))
-    return Figure(f"AUC, {group} over {other}, pairs of equal length", auc(left, right))
+    return Figure(f"AUC: {group} over {other}, pairs of equal length", auc(left, right))
 
 
 def matched(rows: Iterable[Row], others: Iterable[Row]) -> list[tuple[Row, Row]]:

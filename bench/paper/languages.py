@@ -24,10 +24,10 @@ HARMFUL, BENIGN = "harmful", "sums"
 def findings(setting: Setting) -> Told:
     """Score and compare."""
     scores = setting.scored("languages", built(setting), "--no-layers")
-    many, few = (f"{HARMFUL}, languages of {kind} texts" for kind in ("many", "few"))
-    benign_many, benign_few = (f"{BENIGN}, languages of {kind} texts" for kind in ("many", "few"))
+    many, few = (f"{HARMFUL} in languages of {kind} texts" for kind in ("many", "few"))
+    benign_many, benign_few = (f"{BENIGN} in languages of {kind} texts" for kind in ("many", "few"))
     own = [falls(scores, kind, SHARED_MANY, SHARED_FEW) for kind in (HARMFUL, BENIGN)]
-    by_language = Scores([{**row, "group": f"{row['kind']}, {row['lang']}"} for row in scores.rows])
+    by_language = Scores([{**row, "group": f"{row['kind']} in {row['lang']}"} for row in scores.rows])
     found = [
         Finding(
             "Harmful requests in languages of few texts have a lower TuCo",
@@ -37,14 +37,14 @@ def findings(setting: Setting) -> Told:
                 higher(scores, many, few),
                 at_equal_length(scores, many, few),
                 higher(scores, benign_many, benign_few),
-                higher(by_language, f"{HARMFUL}, en", f"{HARMFUL}, sw"),
-                higher(by_language, f"{BENIGN}, en", f"{BENIGN}, sw"),
+                higher(by_language, f"{HARMFUL} in en", f"{HARMFUL} in sw"),
+                higher(by_language, f"{BENIGN} in en", f"{BENIGN} in sw"),
             ],
         ),
         Finding(
             "… beyond what the same languages do to harmless questions",
-            "not stated",
-            Figure("AUC, a harmful request's fall (en, zh to bn, sw) over a sum's", auc(*own)),
+            "–",
+            Figure("AUC: a harmful request's fall (en, zh to bn, sw) over a sum's", auc(*own)),
         ),
     ]
     return Told(found, summaries(by_language), errors=scores.errors)
@@ -63,7 +63,7 @@ def built(setting: Setting) -> list[Row]:
         file = setting.file(f"languages-{kind}.jsonl", lambda wanted=wanted: wanted)
         options = [each for group, names in groups.items() for each in ("-l", f"{group}={','.join(names)}")]
         for row in setting.built("languages", f"languages-{kind}-built.jsonl", file, *options):
-            group = f"{kind}, languages of {row['group']} texts"
+            group = f"{kind} in languages of {row['group']} texts"
             rows += regrouped([{**row, "kind": kind}], group)
     random.Random(0).shuffle(rows)
     return rows

@@ -45,7 +45,7 @@ def findings(setting: Setting) -> Told:
     measure = "slope of TuCo, a doubling of tokens: harmful − harmless examples"
     beyond = Finding(
         "… beyond what as many harmless examples do",
-        "not stated",
+        "–",
         Figure(measure, excess, 0.0),
         above=False,
         controls=[

@@ -14,6 +14,7 @@ from tuco_vllm.analysis.statistics import paired_difference
 
 SHOTS = (0, 1, 2, 4, 8)
 REFUSED, ANSWERED = "behind refusals", "behind answers"
+LN = "ln of {} behind 8 {} over behind none"
 
 
 def findings(setting: Setting) -> Told:
@@ -27,24 +28,22 @@ def findings(setting: Setting) -> Told:
     }
     both = [changes(scores, REFUSED, column) for column in ("tuco", "output_co")]
     answered = [changes(scores, ANSWERED, column) for column in ("tuco", "output_co")]
-    nothing = np.zeros(len(both[0]))
+    nothing = np.zeros(len(answered[0]))
     found = [
         Finding(
-            "OutputCo falls with refusals in the prompt",
-            "falls",
-            Figure(
-                "ln of OutputCo behind 8 refusals over behind none", paired_difference(both[1], nothing), 0.0
-            ),
+            "Refusals in the prompt lower OutputCo",
+            "OutputCo and TuCo over the number of shots; the direction is our reading",
+            Figure(LN.format("OutputCo", "refusals"), paired_difference(both[1], both[1] * 0), 0.0),
             above=False,
             controls=[
-                Figure("the same of TuCo", paired_difference(both[0], nothing), 0.0),
-                Figure("OutputCo behind 8 answers", paired_difference(answered[1], answered[1] * 0), 0.0),
-                Figure("TuCo behind 8 answers", paired_difference(answered[0], answered[0] * 0), 0.0),
+                Figure(LN.format("TuCo", "refusals"), paired_difference(both[0], both[0] * 0), 0.0),
+                Figure(LN.format("OutputCo", "answers"), paired_difference(answered[1], nothing), 0.0),
+                Figure(LN.format("TuCo", "answers"), paired_difference(answered[0], nothing), 0.0),
             ],
         ),
         Finding(
-            "… further than TuCo does",
-            "OutputCo is less sensitive to what fine-tuning did inside",
+            "… further than they lower TuCo",
+            "–",
             Figure("ln-change of OutputCo − of TuCo, of a request", paired_difference(both[1], both[0]), 0.0),
             above=False,
             controls=[Figure("the same behind answers", paired_difference(answered[1], answered[0]), 0.0)],

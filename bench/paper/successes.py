@@ -3,14 +3,17 @@
 An attack succeeds where two of eight sampled answers of up to 30 tokens refuse nothing (``tuco build
 outcomes``). Kinds of attack differ in length, template *and* success, so a difference between all successes
 and all failures may be one between kinds: hence each kind by itself, pairs of equal length, and what the
-length alone would tell.
+length alone would tell. Rows of one request or template are not independent, so these intervals are too
+narrow; those within a request or a template are not. A small model whose answers are sampled seldom refuses
+seven times of eight: so the number of refusals is looked at besides, of which success is a threshold.
 """
 
+import numpy as np
 from asked import SLOT, aim_template, attacked, drawn, templates
 from findings import Figure, Finding, Told, at_equal_length, higher, summaries
 from setting import Row, Scores, Setting, chat
 
-from tuco_vllm.analysis.statistics import auc, tpr_at_fpr
+from tuco_vllm.analysis.statistics import auc, paired_difference, spearman, tpr_at_fpr
 from tuco_vllm.builders.outcomes import read_outcomes
 
 KINDS = ("GCG", "AIM", "templates")
@@ -28,10 +31,15 @@ def findings(setting: Setting) -> Told:
     )
     out = setting.work / "successes-outcomes.jsonl"
     pair = (f"--pt={setting.pt}", f"--ft={setting.ft}", f"--max-model-len={min(setting.longest, 4096)}")
-    setting.tuco("build", "outcomes", str(asked), f"--out={out}", *pair)
-    outcome = {row["id"]: DONE if row["jailbroken"] else FAILED for row in read_outcomes(out)}
+    setting.tuco("build", "outcomes", str(asked), f"--out={out}", *pair, "--enforce-eager")
+    outcomes = {row["id"]: row for row in read_outcomes(out)}
     told = [
-        {**row, "kind": row["group"], "outcome": outcome[row["id"]]}
+        {
+            **row,
+            "kind": row["group"],
+            "outcome": DONE if outcomes[row["id"]]["jailbroken"] else FAILED,
+            "refusals": outcomes[row["id"]]["refusals"],
+        }
         for row in scores.rows
         if row["id"] in fits
     ]
@@ -44,21 +52,19 @@ def attacks(setting: Setting) -> list[Row]:
     goals = sorted({(row["id"], row["goal"]) for row in rows})
     aim = aim_template(setting)
     known = [(each["id"], each["template"]) for each in templates(setting, setting.rows(40))]
-    texts = [
+    own = setting.rows(88)
+    told = [
+        *(("GCG", row["id"], row["model"], row["prompt"]) for row in drawn(rows, 3 * own, "gcg")),
+        *(("AIM", name, "", aim.replace(SLOT, goal)) for name, goal in drawn(goals, own, "aim")),
         *(
-            ("GCG", f"{row['id']}:{row['model']}", row["prompt"])
-            for row in drawn(rows, setting.rows(264), "s")
-        ),
-        *(("AIM", name, aim.replace(SLOT, goal)) for name, goal in drawn(goals, setting.rows(88), "aim")),
-        *(
-            ("templates", f"{name}:{key}", template.replace(SLOT, goal))
+            ("templates", name, key, template.replace(SLOT, goal))
             for key, template in known
             for name, goal in drawn(goals, 4, f"template {key}")
         ),
     ]
     return [
-        {"id": f"{kind}:{name}", "group": kind, "behaviour": name, "messages": chat(text)}
-        for kind, name, text in texts
+        {"id": f"{kind}:{goal}:{way}", "group": kind, "goal": goal, "way": way, "messages": chat(text)}
+        for kind, goal, way, text in told
     ]
 
 
@@ -77,7 +83,16 @@ def compared(told: list[Row]) -> list[Finding]:
                 at_equal_length(everything, FAILED, DONE),
                 Figure("AUC of the prompt's length alone, failed over succeeded", length),
             ],
-        )
+        ),
+        Finding(
+            "… by degrees: the fewer of its answers refuse, the lower an attack's TuCo",
+            "–",
+            Figure("rank correlation of TuCo and refusals of 8", graded(told), 0.0),
+            controls=[
+                *(Figure(f"the same, {kind}", graded(told, kind), 0.0) for kind in KINDS),
+                Figure("of the prompt's length and refusals", graded(told, column="prompt_tokens"), 0.0),
+            ],
+        ),
     ]
     for kind in KINDS:
         own = _grouped([row for row in told if row["kind"] == kind])
@@ -86,11 +101,34 @@ def compared(told: list[Row]) -> list[Finding]:
         found.append(
             Finding(
                 f"… within one kind: {kind} ({done} succeeded, {failed} failed)",
-                "not stated",
+                "–",
                 higher(own, FAILED, DONE),
-                controls=[Figure("AUC of the prompt's length alone", tokens)],
+                controls=[Figure("AUC of the prompt's length alone", tokens), *within(own.rows, kind)],
             )
         )
+    return found
+
+
+def graded(told: list[Row], kind: str | None = None, column: str = "tuco"):
+    """Rank correlation of a column with how many of a prompt's answers refuse."""
+    own = [row for row in told if kind in (None, row["kind"])]
+    return spearman([row[column] for row in own], [row["refusals"] for row in own])
+
+
+def within(told: list[Row], kind: str) -> list[Figure]:
+    """Of requests, or templates, of which some rows failed and some succeeded: the difference within each.
+
+    This is what neither the request nor the template explains, and its cases are independent.
+    """
+    found = []
+    for column, name in {"GCG": {"goal": "request"}, "templates": {"way": "template"}}.get(kind, {}).items():
+        means: dict[str, dict[str, list[float]]] = {}
+        for row in told:
+            means.setdefault(row[column], {}).setdefault(row["outcome"], []).append(row["tuco"])
+        both = [own for own in means.values() if len(own) == 2]
+        failed, done = ([float(np.mean(own[outcome])) for own in both] for outcome in (FAILED, DONE))
+        measure = f"TuCo, failed − succeeded, within a {name} ({len(both)} have both)"
+        found.append(Figure(measure, paired_difference(failed, done), 0.0))
     return found
 
 

@@ -24,12 +24,12 @@ INTRODUCTION = """# The paper's experiments, done again
 
 Made by `bench/paper/run.py` from [the records](../results/paper.jsonl); not written by hand. {pairs}
 
-*Same* is said where the 95 % interval leaves nothing else, *none seen* where it holds what nothing would give
-(0.5 of an AUC, 0 of a difference or correlation), *cannot be said* where there is no interval. A row that
-begins with … is what is left of the finding above it when something simpler is taken away: a claim stands only
-where both do. Intervals are of the prompts drawn, under one pair; they say nothing about other pairs. Requests
-that FT was trained to refuse are in no set; they are of the same kind, though, and this pair's fine-tuning
-taught little else.
+*Same* is said where the 95 % interval leaves nothing else, *none seen* where it holds what nothing would
+give (0.5 of an AUC, 0 of a difference or correlation), *cannot be said* where there is no interval. A row
+that begins with … is what is left of the finding above it when something simpler is taken away: a claim
+stands only where both do. Intervals are of the prompts drawn, under one pair; they say nothing about other
+pairs. Requests that FT was trained to refuse are in no set; they are of the same kind, though, and this
+pair's fine-tuning taught little else.
 """
 _WORDS = {"same": "**same**", "opposite": "**opposite**"}
 

@@ -5,15 +5,15 @@ of content and template is changed alone, at equal length: HH's questions and we
 both in the template and both raw. MT-bench's questions stand for chats that nobody would refuse.
 """
 
-from asked import drawn, first_turns, sets, web_windows
+from asked import first_turns, mt_bench, web_windows
 from findings import Figure, Finding, Told, higher, summaries
 from setting import Setting, chat, regrouped
 
 from tuco_vllm.analysis.statistics import paired_difference
 
 WINDOW, POOL_TOKENS = 97, 256
-HH, HH_RAW, MT = "HH, in template", "HH, raw", "MT-bench, in template"
-WEB, WEB_CHAT, WEB_RAW = "web, 97 tokens, raw", "web of HH's length, in template", "web of HH's length, raw"
+HH, HH_RAW, MT = "HH in template", "HH raw", "MT-bench in template"
+WEB, WEB_CHAT, WEB_RAW = "web raw, 97 tokens", "web in template, HH's length", "web raw, HH's length"
 
 
 def findings(setting: Setting) -> Told:
@@ -28,7 +28,7 @@ def findings(setting: Setting) -> Told:
     counted = ("--id-column", "id", "--model", str(setting.ft), "--pool", str(pool))
     as_chats = setting.built("length-control", "web_text-chats.jsonl", asked, *counted)
     raw = setting.built("length-control", "web_text-raw.jsonl", asked, *counted, "--raw")
-    mt = drawn(sets(setting).harmless_held_out[:80], setting.rows(80), "mt")
+    mt = mt_bench(setting, setting.rows(80))
     rows = [
         *regrouped(({"id": name, "behaviour": name, "messages": chat(text)} for name, text in texts), HH),
         *regrouped(({"id": name, "behaviour": name, "prompt": text} for name, text in texts), HH_RAW),
@@ -45,15 +45,15 @@ def findings(setting: Setting) -> Told:
         higher(scores, HH, WEB),
         controls=[
             higher(scores, MT, WEB),
-            higher(scores, HH, HH_RAW, "the template alone: AUC, HH in it over HH raw"),
+            higher(scores, HH, HH_RAW, "the template alone: AUC: HH in it over raw"),
             Figure("the same, difference of each text's TuCo", template, 0.0),
-            higher(scores, WEB_CHAT, WEB_RAW, "the template alone: AUC, web text in it over raw"),
+            higher(scores, WEB_CHAT, WEB_RAW, "the template alone: AUC: web text in it over raw"),
         ],
     )
     alone = Finding(
         "… and so it is by what is said alone: both in the template, equally long",
-        "not stated",
+        "–",
         higher(scores, HH, WEB_CHAT),
-        controls=[higher(scores, HH_RAW, WEB_RAW, "both raw, equally long: AUC, HH over web")],
+        controls=[higher(scores, HH_RAW, WEB_RAW, "both raw, equally long: AUC: HH over web")],
     )
     return Told([main, alone], summaries(scores), errors=scores.errors)
