@@ -134,13 +134,15 @@ def looked_at(file: Path, sets: Sets, out: Path, arguments) -> None:
     card = {"refused": refused, "training": training, "seed": arguments.seed, "sets": sets.sizes()}
     card["provenance"] = provenance.provenance()
     lines = [
-        f"| {name} | {kind} | {count} of {n} | {proportion(count, n)} |"
+        f"| {name} | {kind} | {count} of {n} | {n - count} of {n} | {proportion(count, n)} |"
         for name, kinds in refused.items()
         for kind, (count, n) in kinds.items()
     ]
-    table = "\n".join(["| model | held-out requests | refused | share, 95 % |", "|---|---|---|---|", *lines])
+    head = "| model | held-out requests | refused | answered | share refused, 95 % |\n|---|---|---|---|---|"
     said = (HERE / "CARD.md.in").read_text()
-    (out / "CARD.md").write_text(said.format(table=table, steps=arguments.steps, **sets.sizes()))
+    fit = {f"{name}_{key}": value for name, own in training.items() for key, value in own.items()}
+    filled = said.format(table="\n".join([head, *lines]), seed=arguments.seed, **fit, **sets.sizes())
+    (out / "CARD.md").write_text(filled)
     file.write_text(json.dumps(card, indent=1))
 
 
