@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuco_vllm.commands.option_types import positive
+from tuco_vllm.commands.options import engine_arguments, positive
 from tuco_vllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -178,8 +178,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     if count:
         from tuco_vllm import TucoLLM
 
-        options = {"max_model_len": arguments.max_model_len, "enforce_eager": arguments.enforce_eager}
-        given = {name: value for name, value in options.items() if value}
+        given = engine_arguments(arguments, "max_model_len", "enforce_eager")
         with TucoLLM(arguments.pt, arguments.ft, task="generate", **given) as llm:
             write_outcomes(asked, sampling, arguments.out, _sampler(llm, sampling))
     print(f"tuco: {count:,} rows sampled; all are in {arguments.out}", file=sys.stderr)

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from tuco_vllm.commands.option_types import positive
+from tuco_vllm.commands.options import positive
 
 TEXT = "Thresholds at a stated false-positive rate, from scored rows; JSON for tuco serve --flag."
 

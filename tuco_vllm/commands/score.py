@@ -3,16 +3,25 @@
 import argparse
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuco_vllm import interruption
-from tuco_vllm.commands.option_types import positive
+from tuco_vllm.commands.options import engine_arguments, positive
 
 if TYPE_CHECKING:
     from tuco_vllm.corpus.driver import Workers
     from tuco_vllm.corpus.job import ScoreJob
 
 TEXT = "Score prompts and responses; Parquet out. Resumes by itself."
+_ENGINE = (
+    "dtype",
+    "row_dtype",
+    "max_model_len",
+    "gpu_memory_utilization",
+    "enforce_eager",
+    "trust_remote_code",
+)
+"""Options that an engine takes as they are."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.pipeline_parallel_size or 1,
         )
         share = {"expected_tokens": tokens // arguments.engines}
-        start_engine = engine_starter(pair, cluster, _engine_arguments(arguments) | share, job.other_fts)
+        start_engine = engine_starter(
+            pair, cluster, engine_arguments(arguments, *_ENGINE) | share, job.other_fts
+        )
         return Workers(cluster, start_engine, encoder_maker(job, pair))
 
     interruption.advise(f"the same command (without --overwrite) goes on from what {job.out} holds")
@@ -135,16 +146,3 @@ def score_job(arguments: argparse.Namespace) -> "ScoreJob":
         trust_remote_code=arguments.trust_remote_code,
         command=("tuco", *arguments.argv),
     )
-
-
-def _engine_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for; vLLM's own defaults stand for the rest."""
-    given = {
-        "dtype": arguments.dtype,
-        "row_dtype": arguments.row_dtype,
-        "max_model_len": arguments.max_model_len,
-        "gpu_memory_utilization": arguments.gpu_memory_utilization,
-        "enforce_eager": arguments.enforce_eager,
-        "trust_remote_code": arguments.trust_remote_code,
-    }
-    return {name: value for name, value in given.items() if value is not None and value is not False}

@@ -3,10 +3,10 @@
 import argparse
 import sys
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuco_vllm import interruption
-from tuco_vllm.commands.option_types import positive
+from tuco_vllm.commands.options import engine_arguments, positive
 
 if TYPE_CHECKING:
     from tuco_vllm.sweep.run import NextTokens, SweepJob
@@ -27,6 +27,15 @@ kinds of data (--dataset, --utility-dataset):
 The answer is the option whose first token is the most probable next one. Δ is against α = 1, on folds that
 did not choose α; effects.csv has all figures.
 """
+_ENGINE = (
+    "dtype",
+    "max_model_len",
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "enforce_eager",
+    "trust_remote_code",
+)
+"""Options that an engine takes as they are."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         from tuco_vllm import TucoLLM
         from tuco_vllm.engine.arguments import eager_or_compiled
 
-        engine_args, choice = eager_or_compiled(pair, _engine_arguments(arguments), tokens)
+        engine_args, choice = eager_or_compiled(pair, engine_arguments(arguments, *_ENGINE), tokens)
         print(f"tuco: starting the engine{choice and f' ({choice})'}", file=sys.stderr, flush=True)
         return TucoLLM(
             arguments.pt, arguments.ft, task="generate", use_tqdm_on_load=arguments.debug, **engine_args
@@ -116,13 +125,6 @@ def sweep_job(arguments: argparse.Namespace) -> "SweepJob":
         trust_remote_code=arguments.trust_remote_code,
         command=("tuco", *arguments.argv),
     )
-
-
-def _engine_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for; vLLM's own defaults stand for the rest."""
-    names = ("dtype", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
-    given = {name: getattr(arguments, name) for name in (*names, "trust_remote_code")}
-    return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def _count(text: str) -> int:
