@@ -1,6 +1,6 @@
 """What does ``tuco score`` cost beside its engine, how far does it scale, does it hold for a million rows?
 
-    python bench/corpus.py [--ratio [PAIR]] [--engines 1 2] [--resume] [--stages]  # all four if none is named
+    python bench/corpus.py [--ratio [CELL]] [--engines 1 2] [--resume] [--stages]  # all four if none is named
     python bench/corpus.py --long 1000000 [--data DIR] [--minutes 120]
     python bench/corpus.py --billion [UNITS] [--s3-units UNITS]
 
@@ -53,8 +53,8 @@ from rich.console import Console
 from tuco_vllm.demo import FT, PT
 
 SHORT = 15
-CELLS = (("demo", LONG), ("demo", SHORT), ("gqa", LONG))
-PAIRS = ("demo", "gqa")
+CELLS = {"demo": ("demo", LONG), "demo-short": ("demo", SHORT), "gqa": ("gqa", LONG)}
+"""A pair and its prompts' tokens; the first is also what numbers of engines are compared on."""
 LAYERS_8B = 32
 NAME = "corpus.jsonl"
 Record = dict[str, Any]
@@ -95,9 +95,9 @@ def parse() -> argparse.Namespace:
     add(
         "--ratio",
         nargs="*",
-        choices=PAIRS,
-        metavar="PAIR",
-        help="pipeline / bare engine: two cells of the demo pair, one of the gqa pair",
+        choices=CELLS,
+        metavar="CELL",
+        help=f"pipeline / bare engine; cells: {', '.join(CELLS)}; all if none is named",
     )
     add("--engines", type=int, nargs="+", metavar="N", help="the same corpus with these numbers of engines")
     add("--resume", action="store_true", help="what going on costs at 0, 10, 50 and 90 percent done")
@@ -126,10 +126,10 @@ def parse() -> argparse.Namespace:
     add("--quick", action="store_true", help="a smoke run: tiny, one round, eager, nothing recorded")
     options = parser.parse_args()
     if options.ratio == []:
-        options.ratio = PAIRS
+        options.ratio = list(CELLS)
     named = (options.ratio, options.engines, options.resume, options.stages, options.long, options.billion)
     if not any(named):
-        options.ratio, options.engines = PAIRS, [1, 2]
+        options.ratio, options.engines = list(CELLS), [1, 2]
         options.resume = options.stages = True
     if options.quick:
         options.record, options.eager, options.rounds, options.seconds = False, True, 1, 1.0
@@ -148,15 +148,15 @@ def parse() -> argparse.Namespace:
 def modes(options: argparse.Namespace, scratch: Path, console: Console) -> Iterator[Record]:
     """What each mode that was asked for measured, shown and yielded at once."""
     words = vocabulary(options.data)
-    for place, (name, tokens) in enumerate(CELLS):
-        sides = {0, 1} if name in (options.ratio or ()) else set()
+    for place, (cell, (name, tokens)) in enumerate(CELLS.items()):
+        sides = {0, 1} if cell in (options.ratio or ()) else set()
         if place == 0:
             sides.update(options.engines or ())
         if sides:
             pair = pair_of(name, options.quick, scratch)
-            cell = {"pair": name, **measure_cell(pair, tokens, sorted(sides), words, options, scratch)}
-            console.print(turns_table(cell))
-            yield cell
+            found = {"pair": name, **measure_cell(pair, tokens, sorted(sides), words, options, scratch)}
+            console.print(turns_table(found))
+            yield found
     if options.resume:
         found = resume_costs((str(PT), str(FT)), words, options, scratch)
         console.print_json(data=found)
