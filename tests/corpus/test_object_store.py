@@ -1,6 +1,7 @@
 """An object store where it may fail: answers that are lost, a store that is gone, secrets in what it says."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -98,6 +99,53 @@ def test_no_message_repeats_a_credential(object_store, monkeypatch):  # noqa: F8
     monkeypatch.setenv("AZURE_STORAGE_SAS_KEY", "sas-of-mine")
     said = object_stores._without_secrets(RuntimeError(f"{SECRET} or sas-of-mine is wrong"))
     assert said == "... or ... is wrong"
+
+
+@pytest.fixture
+def profiles(object_store, monkeypatch, tmp_path):  # noqa: F811
+    """A store whose keys are in a file of two profiles, of which the second one has the keys."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    file = tmp_path / "credentials"
+    file.write_text(f"[empty]\n[work]\naws_access_key_id = AKIAOFWORK\naws_secret_access_key = {SECRET}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    return object_store
+
+
+def test_keys_of_a_profile(profiles, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    store = store_at(profiles)
+    store.look()
+    assert store.create("x", b"x")
+    assert not store.create("x", b"y")
+    again = pickle.dumps(store)
+    assert SECRET.encode() not in again
+    assert pickle.loads(again).read("x") == b"x"
+    assert object_stores._profile(profiles)["credential_provider"]()["access_key_id"] == "AKIAOFWORK"
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    assert object_stores._profile(profiles)["credential_provider"].config == {"region": "eu-central-1"}
+
+
+def test_a_profile_that_is_not_there(profiles, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "holiday")
+    with pytest.raises(InputError, match=r"cannot use --out s3://.*profile \(holiday\) could not be found"):
+        store_at(profiles).look()
+
+
+def test_keys_of_the_environment_go_before_a_profile(profiles, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "holiday")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATUCOTESTS")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    store_at(profiles).look()
+
+
+def test_profiles_want_boto3(profiles, monkeypatch):
+    monkeypatch.setattr(object_stores, "find_spec", lambda _: None)
+    monkeypatch.setattr(object_stores, "_LOOK_SECONDS", 0.1)
+    with pytest.raises(InputError, match="pip install boto3"):
+        store_at(profiles).look()
 
 
 def test_a_writer_killed_in_an_upload_leaves_nothing(object_store):  # noqa: F811

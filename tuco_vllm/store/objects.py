@@ -1,8 +1,8 @@
 """An object store as a store, through obstore: S3 and what speaks like it, Google Cloud Storage, Azure.
 
 An object appears when its upload ends, and a put on condition (If-None-Match) fails where the name is taken.
-Region, endpoint and credentials are what their usual environment variables say; they are read in each process
-and are in no pickle and no message.
+Region, endpoint and credentials are what their usual environment variables say, or for S3 the profiles of
+``~/.aws``; they are read in each process and are in no pickle and no message.
 """
 
 import os
@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -37,6 +38,9 @@ _CLIENT_OPTIONS = (
 )
 """What obstore no longer reads from the environment (AWS_ALLOW_HTTP) once it is given any such option."""
 
+_AWS_FILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+"""Where profiles are, and the variables that name another place."""
+
 _SECRET = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(KEY|SECRET|TOKEN|SAS|SIGNATURE|PASSWORD|CREDENTIAL)\w*")
 
 
@@ -53,7 +57,10 @@ class ObjectStore:
         return ObjectStore, (self.where,)  # not the connection, which has the credentials
 
     def look(self) -> None:
-        with self._asking("", lambda _, reason: InputError(f"cannot use --out {self.where}: {reason}")):
+        def refused(_: object, reason: str) -> TucoError:
+            return InputError(f"cannot use --out {self.where}: {reason}{_hint(self.where)}")
+
+        with self._asking("", refused):
             next(iter(_connected(self.where, _LOOK_SECONDS).list(STATE, chunk_size=1)), None)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -146,7 +153,33 @@ def _connected(url: str, seconds: float) -> Any:
     given = {name: os.environ.get(f"{vendor}_{name.upper()}") for name in _CLIENT_OPTIONS}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     options |= {"timeout": timedelta(seconds=_REQUEST_SECONDS), "connect_timeout": timedelta(seconds=5)}
-    return connect(url, client_options=options, retry_config=retries)
+    return connect(url, client_options=options, retry_config=retries, **_profile(url))
+
+
+def _profile(url: str) -> dict[str, Any]:
+    """What boto3 finds by a profile (keys, SSO, roles), which obstore does not read itself.
+
+    Keys in the environment go first, as everywhere. Without files obstore finds a machine's own role.
+    """
+    if not _profiles(url) or find_spec("boto3") is None:
+        return {}
+    from boto3 import Session
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = Session(region_name=os.environ.get("AWS_REGION"))
+    return {"credential_provider": Boto3CredentialProvider(session)} if session.get_credentials() else {}
+
+
+def _profiles(url: str) -> bool:
+    """Whether a profile is to be asked for the credentials of this URL."""
+    files = [os.environ.get(name, usual) for name, usual in _AWS_FILES.items()]
+    there = "AWS_PROFILE" in os.environ or any(Path(file).expanduser().exists() for file in files)
+    return url.startswith(("s3://", "s3a://")) and not os.environ.get("AWS_ACCESS_KEY_ID") and there
+
+
+def _hint(url: str) -> str:
+    missing = _profiles(url) and find_spec("boto3") is None
+    return " (boto3 reads the profiles of ~/.aws: pip install boto3)" if missing else ""
 
 
 def _without_secrets(error: Exception) -> str:
