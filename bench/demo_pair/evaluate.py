@@ -1,6 +1,6 @@
 """Measure the demo pair on inputs that neither model was trained on; print a table and write JSON.
 
-    python -m tuco_vllm.demo.evaluate --data DIR [--pair DIR] [--out FILE]
+    python bench/demo_pair/evaluate.py --data DIR [--pair DIR] [--out FILE]
 
 TuCo is computed in float64 from the bfloat16 weights that ship. Refusals are counted by their openings in
 greedy answers. The chat questions are MT-bench and Vicuna-bench first turns (never trained on), and
@@ -15,15 +15,16 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
+import own_chat
 import torch
+import training_data
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tuco_vllm.demo import own_chat, training_data
+from tuco_vllm.demo import PROMPTS
 from tuco_vllm.oracle import Oracle
 
 Prompts = dict[str, list[str]]  # per source
 Record = dict[str, Any]  # ready for JSON
-HERE = Path(__file__).parent
 WINDOW = 97  # tokens of a plain-text window, BOS included
 
 
@@ -177,7 +178,7 @@ def evaluate(data: Path, folder: Path, seed: int) -> Record:
     harmless, harmful = held_out_prompts(data, seed)
     documents = training_data.read_plain(data)[1]
     result: Record = {"tuco": measure_tuco(pair, harmless, harmful, windows(pair, documents, WINDOW, 40))}
-    bundled = HERE / "prompts.jsonl"
+    bundled = PROMPTS
     if bundled.exists():
         result["bundled_prompts"] = measure_bundled(pair, bundled)
     result["refused"] = {
@@ -201,7 +202,7 @@ def main() -> None:
     """Measure, print, and write the record if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="the developers' data directory")
-    parser.add_argument("--pair", type=Path, default=HERE, help="directory that holds pt/ and ft/")
+    parser.add_argument("--pair", type=Path, default=PROMPTS.parent, help="directory that holds pt/ and ft/")
     parser.add_argument("--out", type=Path, help="write the record here")
     parser.add_argument("--seed", type=int, default=0, help="the seed of training: it words our own chat")
     parser.add_argument("--threads", type=int, default=2)

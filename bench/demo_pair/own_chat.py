@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 
-from tuco_vllm.demo.own_facts import (
+from own_facts import (
     CAPITALS,
     CONCEPTS,
     GROUPS,

@@ -1,6 +1,6 @@
 """Train the demo pair: PT on plain text, FT from PT on chat whose harmful requests are refused.
 
-    python -m tuco_vllm.demo.train --data DIR --out DIR [--stage all|pt|ft]
+    python bench/demo_pair/train.py --data DIR --out DIR [--stage all|pt|ft]
 
 Writes `pt/` and `ft/` (Hugging Face directories, bfloat16 weights) and `training.json` (losses, seconds,
 seeds, versions, tokens per source) under `--out`. The pair exists so that the package can be tried, tested
@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import training_data
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from training_data import MAX_POSITIONS, ChatRows, PlainRows
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from tuco_vllm.demo import training_data
-from tuco_vllm.demo.training_data import MAX_POSITIONS, ChatRows, PlainRows
 
 BOS, EOS, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")

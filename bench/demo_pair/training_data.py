@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import own_chat
 import torch
 from transformers import PreTrainedTokenizerFast
-
-from tuco_vllm.demo import own_chat
 
 SPLIT_SALT = "tuco-demo-1"
 DOCUMENT_SEPARATOR = "<|doc|>"
