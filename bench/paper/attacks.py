@@ -27,7 +27,7 @@ LONG_TOKENS = 768
 
 def findings(setting: Setting) -> Told:
     """Score and compare."""
-    scores = setting.scored("attacks", [*suffixed(setting), *in_templates(setting)], "--no-layers")
+    scores = setting.scored("attacks", [*suffixed(setting), *in_templates(setting)])
     found = [gcg(scores), *beyond_gcg(scores), *aim(scores), *many_templates(scores)]
     return Told(found, summaries(scores), errors=scores.errors)
 

@@ -71,6 +71,7 @@ def main() -> None:
             results, page = setting.work, setting.work / "README.md"
         for name in wanted(parser, arguments):
             record(name, setting, results)
+        example(setting, results)
     found = latest(results / "paper.jsonl")
     draw(found, results)
     write(found, page, NAMES, results)
@@ -117,6 +118,17 @@ def record(name: str, setting: Setting, results: Path) -> None:
     provenance.append("paper", own, results)
     for finding in own["findings"]:
         print(f"{name}: {finding['claim']}: {finding['ours']} ({finding['verdict']})")
+
+
+def example(setting: Setting, results: Path) -> None:
+    """What ``tuco report`` makes of §5.3's attacks on the real pair, without their texts."""
+    scores = setting.work / "attacks-scores"
+    if setting.pair == "toy" or not (scores / "_SUCCESS").exists():
+        return
+    page = setting.work / "example-report.html"
+    setting.tuco("report", str(scores), "--no-text", "--out", str(page))
+    told = page.read_text(encoding="utf-8").replace(str(setting.pt.parent), "PAIR")
+    (results / page.name).write_text(told.replace(str(setting.work), "WORK"), encoding="utf-8")
 
 
 def trained(setting: Setting) -> dict | None:
