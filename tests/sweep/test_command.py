@@ -1,5 +1,6 @@
 """``tuco sweep`` as it is typed."""
 
+import re
 import sys
 import types
 
@@ -55,7 +56,7 @@ def test_a_sweep_prints_its_tables_and_exits_with_0(tuco, engine, tmp_path):
     assert "Accuracy by α, layers 0 to 0" in out
     assert "Accuracy by α, layers 0 to 1" in out
     assert "α = 1 is asked as well" in err
-    assert "starting the engine (eager)" in err
+    assert re.search(r"tuco: engine started in 0 s: processes 0 s \(eager\)", err)
     assert "120/120 answers" in err
     assert engine.arguments == {"task": "generate", "dtype": "bfloat16", "use_tqdm_on_load": False}
     assert (tmp_path / "out" / "effects.csv").read_text().startswith("dataset,first_layer")

@@ -177,9 +177,12 @@ def _sample(arguments: argparse.Namespace) -> int:
     count = len(left(asked, sampling, arguments.out))
     if count:
         from tuco_vllm import TucoLLM
+        from tuco_vllm.corpus.progress import start_shown
 
         given = engine_arguments(arguments, "max_model_len", "enforce_eager")
-        with TucoLLM(arguments.pt, arguments.ft, task="generate", **given) as llm:
+        with start_shown():
+            llm = TucoLLM(arguments.pt, arguments.ft, task="generate", **given)
+        with llm:
             write_outcomes(asked, sampling, arguments.out, _sampler(llm, sampling))
     print(f"tuco: {count:,} rows sampled; all are in {arguments.out}", file=sys.stderr)
     return 0

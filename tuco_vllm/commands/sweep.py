@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Sweep, resuming what there is, and print the tables. Returns the exit code."""
     from tuco_vllm.analysis.effects_table import print_effects, save_effects
     from tuco_vllm.config import resolve_pair
+    from tuco_vllm.corpus.progress import start_shown
     from tuco_vllm.store import store_at
     from tuco_vllm.sweep.run import run_sweep
 
@@ -89,10 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         from tuco_vllm.engine.arguments import eager_or_compiled
 
         engine_args, choice = eager_or_compiled(pair, engine_arguments(arguments, *_ENGINE), tokens)
-        print(f"tuco: starting the engine{choice and f' ({choice})'}", file=sys.stderr, flush=True)
-        return TucoLLM(
-            arguments.pt, arguments.ft, task="generate", use_tqdm_on_load=arguments.debug, **engine_args
-        )
+        with start_shown(choice):
+            return TucoLLM(
+                arguments.pt, arguments.ft, task="generate", use_tqdm_on_load=arguments.debug, **engine_args
+            )
 
     interruption.advise(f"the same command (without --overwrite) goes on from what {job.out} holds")
     run_sweep(job, pair, open_engine)

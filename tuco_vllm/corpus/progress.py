@@ -3,7 +3,8 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from threading import Event, Thread
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from tuco_vllm.corpus.unit import Counts
+from tuco_vllm.engine.start_stages import Start, explain
 
 _LOG_SECONDS = 10.0
 _REDRAW_SECONDS = 0.2
@@ -68,6 +70,16 @@ class StartLine:
             elif said and now - shown >= _LOG_SECONDS:
                 shown = now
                 print(f"tuco: {said}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def start_shown(choice: str = "") -> Iterator[None]:
+    """Around the start of one engine of this process: it is shown as those of a job are. ``choice``: what was
+    chosen for it, and why."""
+    with Start() as start, StartLine(lambda: {0: start.text()}, dict):
+        if choice:
+            explain(choice)
+        yield
 
 
 class ProgressLine:
