@@ -26,7 +26,8 @@ def provenance() -> dict[str, Any]:
     In a copy without git's history the commit is what the variable TUCO_COMMIT says, and whether the copy is
     that commit, nobody knows: ``dirty`` is None.
     """
-    changes = _git("status", "--porcelain", "--", ".", ":!bench/results")
+    results = (":!bench/results", ":!bench/paper/README.md")  # which a run itself writes
+    changes = _git("status", "--porcelain", "--", ".", *results)
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD") or os.environ.get("TUCO_COMMIT"),
