@@ -79,7 +79,6 @@ KERNEL_ROW_LINEAR = 1e-6
 so many additions is off by 6e-8 of a partial sum, and they average; products of 16-bit weights add 2**-24."""
 
 README_DECIMALS = 0.02
-"""Decimals in what README's blocks print, on whatever machine they run: the demo pair is bfloat16, whose products
-a CPU's kernels round each their own way (AMX, AVX-512, neither). One prompt's TuCo moves by up to 3e-3, and an
-AUC of 18 against 18 prompts by 1/324 for each two that change places. A wrong template or row moves both by
-0.05 or more."""
+"""Decimals in what README's blocks print, on whatever machine they run. The demo pair is bfloat16, and each
+kind of CPU rounds its products in its own way (AMX, AVX-512, neither). A wrong template or a wrong row moves a
+TuCo of that pair by 0.05 or more."""

@@ -1,4 +1,4 @@
-"""Every block of README runs for a new user and prints what README says; those not run are skipped by name."""
+"""Every block of README runs for a new user and prints what it says; what is not run is skipped by name."""
 
 import re
 import time
