@@ -80,5 +80,5 @@ so many additions is off by 6e-8 of a partial sum, and they average; products of
 
 README_DECIMALS = 0.02
 """Decimals in what README's blocks print, on whatever machine they run. The demo pair is bfloat16, and each
-kind of CPU rounds its products in its own way (AMX, AVX-512, neither). A wrong template or a wrong row moves a
+kind of CPU rounds its products in its own way (AMX, AVX-512, neither). A wrong template or row moves a
 TuCo of that pair by 0.05 or more."""
