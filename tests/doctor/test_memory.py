@@ -76,6 +76,7 @@ def test_a_pair_that_does_not_fit_is_told_what_would_help(eight_billion, capsys)
     assert cli.main([*question, "36", "--max-model-len", str(advised)]) == 0
     assert ", 1 sequences" in capsys.readouterr().out
     assert cli.main([*question, "36", "--max-model-len", str(advised + 256)]) == 2
+    capsys.readouterr()
     assert cli.main([*question, "3"]) == 2
     assert "tensor-parallel-size" not in capsys.readouterr().err  # eight of them are too small as well
 

@@ -14,6 +14,7 @@ import torch
 from tuco_vllm import TucoLLM
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.doctor.memory import footprint
+from tuco_vllm.engine import adapter_runner
 from tuco_vllm.engine.adapter_pair import TucoAdaptersForCausalLM
 from tuco_vllm.engine.pair_model import TucoForCausalLM
 from tuco_vllm.engine.worker import PairWorker
@@ -32,18 +33,22 @@ class Allocated:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.weights = self.adapters = self.per_token = 0
-        spec = PairWorker.get_kv_cache_spec
+        spec, mend = PairWorker.get_kv_cache_spec, adapter_runner.mend_on_cpu
 
         def specified(worker: Any) -> Any:
             found = spec(worker)
             self.per_token = sum(each.page_size_bytes // each.block_size for each in found.values())
-            stacks = [vars(module).get(name) for module in worker.get_model().modules() for name in STACKS]
-            self.adapters = stored(tensor for stack in stacks for tensor in tensors_of(stack))
             return found
+
+        def mended(model: Any) -> None:
+            stacks = [vars(module).get(name) for module in model.modules() for name in STACKS]
+            self.adapters = stored(tensor for stack in stacks for tensor in tensors_of(stack))
+            mend(model)
 
         for model in (TucoForCausalLM, TucoAdaptersForCausalLM):
             patch.setattr(model, "load_weights", self._counting(model.load_weights))
         patch.setattr(PairWorker, "get_kv_cache_spec", specified)
+        patch.setattr(adapter_runner, "mend_on_cpu", mended)  # which adds slots that a GPU does not have
 
     def _counting(self, load_weights: Any) -> Any:
         def loaded(model: Any, weights: Any) -> Any:
