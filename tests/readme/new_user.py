@@ -22,7 +22,7 @@ from server.served import free_port
 from tuco_vllm.demo import PT
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 240
+SECONDS = 400
 _ASSIGNMENT = re.compile(r"^[A-Z]+=")
 _HOST = "localhost:8000"
 
