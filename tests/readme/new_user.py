@@ -1,7 +1,7 @@
 """A new user: an empty home, an empty directory, the installed command. README's blocks run there.
 
-Two at a time, for most of a block is an engine's start, on one core. Blocks that need a server come behind
-it, all others of the terminal stand in README's order, since one may read what another has written.
+Two at a time, for most of a block is an engine's start, on one core. What a block needs of another is little:
+the variables come first, what reads the demo's scores waits for them, and what asks a server stands behind it.
 """
 
 import os
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from tuco_vllm.demo import PT
 ROOT = Path(__file__).parents[2]
 SECONDS = 400
 _ASSIGNMENT = re.compile(r"^[A-Z]+=")
+_SHARED = "tuco-demo"
+"""What the demo writes, and other blocks read."""
 _HOST = "localhost:8000"
 
 
@@ -52,19 +54,28 @@ class NewUser:
         blocks = [block for block in blocks if block.skipped is None]
         place = next((n for n, block in enumerate(blocks) if block.serves), len(blocks))
         first, served = blocks[:place], blocks[place:]
+        for block in filter(assigns, first):
+            self._terminal(block)
+        terminal = [block for block in first if block.kind == "console" and not assigns(block)]
         scripts = [block for block in first if block.kind == "python"]
         try:
-            with ThreadPoolExecutor(2) as lanes:
-                terminal = lanes.submit(self._terminal, [b for b in first if b.kind == "console"])
-                rest = lanes.submit(self._scripts_and_server, scripts, served)
-                terminal.result()
-                rest.result()
+            with ThreadPoolExecutor(2) as two:
+                demo = two.submit(self._terminal, terminal[0])
+                tasks = [demo, two.submit(self._serve_and_ask, served)]
+                tasks.append(two.submit(self._as_it_stands, scripts[0]))
+                for block in terminal[1:]:
+                    ready = [demo] if any(_SHARED in command.text for command in block.commands) else []
+                    tasks.append(two.submit(self._terminal, block, ready))
+                tasks.append(two.submit(self._in_one_process, scripts[1:]))
+                for task in tasks:
+                    task.result()
         finally:
             self.stop()
 
-    def _terminal(self, blocks: list[Block]) -> None:
-        for block in blocks:
-            self.ran[block.name] = [self._command(command.text) for command in block.commands]
+    def _terminal(self, block: Block, ready: Iterable[Future[None]] = ()) -> None:
+        for other in ready:
+            other.result()
+        self.ran[block.name] = [self._command(command.text) for command in block.commands]
 
     def _command(self, text: str) -> Ran:
         if _ASSIGNMENT.match(text):
@@ -72,17 +83,15 @@ class NewUser:
         command = "\n".join(recipe(text)).replace(_HOST, f"localhost:{self.port}")
         return self._finished(["bash", "-euc", self.assignments + command])
 
-    def _scripts_and_server(self, scripts: list[Block], served: list[Block]) -> None:
-        if scripts:
-            self._as_it_stands(scripts[0])
-            self._in_one_process(scripts[1:])
+    def _serve_and_ask(self, served: list[Block]) -> None:
         for block in served:
             if block.serves:
                 self._serve(block)
             elif block.kind == "python":
                 self._as_it_stands(block)
             else:
-                self._terminal([block])
+                self._terminal(block)
+        self.stop()
 
     def _as_it_stands(self, block: Block) -> None:
         script = self._script(block)
@@ -153,6 +162,11 @@ class NewUser:
         except subprocess.TimeoutExpired:
             return Ran(-1, "", f"not done after {SECONDS} s: {command}")
         return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def assigns(block: Block) -> bool:
+    """Whether it sets variables for the blocks behind it."""
+    return all(_ASSIGNMENT.match(command.text) for command in block.commands)
 
 
 def recipe(command: str) -> list[str]:
