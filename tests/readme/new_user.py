@@ -1,7 +1,7 @@
 """A new user: an empty home, an empty directory, the installed command. README's blocks run there.
 
-Two at a time, for most of a block is an engine's start, on one core. What a block needs of another is little:
-the variables come first, what reads the demo's scores waits for them, and what asks a server stands behind it.
+Two at a time, for most of a block is an engine's start, on one core. A block needs little of another: the
+variables come first, what reads the demo's scores waits for them, and what asks a server stands behind it.
 """
 
 import os
