@@ -77,3 +77,8 @@ at the very most, and half that together in practice."""
 KERNEL_ROW_LINEAR = 1e-6
 """A float32 product of up to 301 terms against float64, relative to the sum of their sizes: each of at most
 so many additions is off by 6e-8 of a partial sum, and they average; products of 16-bit weights add 2**-24."""
+
+README_DECIMALS = 0.02
+"""Decimals in what README's blocks print, on whatever machine they run. The demo pair is bfloat16, and each
+kind of CPU rounds its products in its own way (AMX, AVX-512, neither). A wrong template or row moves a
+TuCo of that pair by 0.05 or more."""

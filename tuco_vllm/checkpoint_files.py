@@ -5,6 +5,7 @@ Neither torch nor vllm. Whatever is wrong is an ``InputError`` of one line that 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,23 @@ TOKENIZER_FILES = (
 )
 
 _SAMPLE_BYTES = 16 * 1024
+
+OUTSIDE_LAYERS = re.compile(r"^(?:model\.)?(embed_tokens|norm|lm_head)\.(weight|bias)$")
+"""Tensors of a text model (``text_name``) that are in no layer."""
+
+_TEXT = re.compile(r"^(model\.)?language_model\.(model\.)?")
+_OTHER_HALF = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
+
+
+def text_name(name: str) -> str | None:
+    """A tensor's name in a text model; None of a vision tower's.
+
+    Of the text model itself a checkpoint says ``language_model.model.layers``, or, newer,
+    ``model.language_model.layers``; of its head ``language_model.lm_head``, or ``lm_head``.
+    """
+    if _OTHER_HALF.match(name):
+        return None
+    return _TEXT.sub("model.", re.sub(r"^language_model\.lm_head\.", "lm_head.", name))
 
 
 def fingerprint(directory: Path) -> str:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import errors as hub
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_safetensors_metadata, snapshot_download
 
 from tuco_vllm.errors import InputError
 
@@ -66,3 +66,18 @@ def fetch(name: str, patterns: list[str], commit: str | None = None, at_hand: bo
     except Exception as error:  # proxies, TLS, a full disk: to the caller, one thing
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"{name} could not be fetched: {type(error).__name__}: {reason}") from error
+
+
+def weight_shapes(name: str, commit: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a hub model's tensors by name, from the headers of its safetensors files: a few kilobytes."""
+    repository, _, _ = name.partition("@")
+    try:
+        found = get_safetensors_metadata(repository, revision=commit)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"{name}: the headers of its weights could not be read from the hub ({type(error).__name__}: "
+            f"{reason}): fetch it with hf download {repository}"
+        ) from error
+    files = found.files_metadata.values()
+    return {tensor: tuple(info.shape) for file in files for tensor, info in file.tensors.items()}

@@ -18,7 +18,7 @@ def test_what_the_key_guards(server):
 
 
 def test_readme_says_which_routes_ask_for_no_key(server):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "tuco_vllm/server/README.md").read_text()
     document = httpx.get(f"{server.url}/openapi.json").json()
     posts = [path for path, kinds in document["paths"].items() if "post" in kinds]
     bare = [path for path in posts if httpx.post(server.url + path, json={}).status_code != 401]

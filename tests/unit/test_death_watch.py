@@ -1,6 +1,6 @@
 """Who waits for an engine is told of its death, by the very names that vLLM keeps its processes under.
 
-That Python ends with an engine alive, tests/parity/test_readme.py shows.
+That Python ends with an engine alive, tests/readme/test_blocks.py shows.
 """
 
 import multiprocessing

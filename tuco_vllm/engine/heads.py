@@ -11,7 +11,6 @@ Shape suffixes: R rows, H hidden size, V vocabulary.
 """
 
 import copy
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from tuco_kernels import add_rms_norm, row_linear
 
-from tuco_vllm.checkpoint_files import weight_files
+from tuco_vllm.checkpoint_files import OUTSIDE_LAYERS, text_name, weight_files
 from tuco_vllm.engine.compat import GemmaRMSNorm, PPMissingLayer, RMSNorm, UnquantizedEmbeddingMethod
-from tuco_vllm.engine.weights import text_name
 from tuco_vllm.engine.wide_rows import twin
 
 _BLOCK = 1 << 24
 """Logits that are computed at a time: 64 MiB, and on a GPU three times that as products (``row_linear``)."""
-
-_OUTSIDE = re.compile(r"^(?:model\.)?(embed_tokens|norm|lm_head)\.(weight|bias)$")
-"""Tensors of a checkpoint (``weights.text_name``) that are in no layer."""
 
 HEAD = {"norm": "model.norm", "lm_head": "lm_head"}
 """What only generation and log-probabilities need of a stock model: a checkpoint's names and vLLM's."""
@@ -141,7 +136,7 @@ def _outside_layers(directory: Path) -> Iterator[tuple[str, str, Tensor]]:
     for path in weight_files(directory):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dict)
-                if found := _OUTSIDE.match(text_name(name) or ""):
+                if found := OUTSIDE_LAYERS.match(text_name(name) or ""):
                     yield found[1], found[2], file.get_tensor(name)
 
 

@@ -1,13 +1,13 @@
 """Two checkpoints into one model: vLLM streams FT's, then every source in ``secondary_weights``: PT's, with
 ``PT_PREFIX`` before each name. Each goes to its stock model's own loader."""
 
-import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
 
+from tuco_vllm.checkpoint_files import text_name
 from tuco_vllm.engine.compat import DefaultModelLoader
 
 PT_PREFIX = "pt."
@@ -27,10 +27,6 @@ def pt_source(directory: str) -> DefaultModelLoader.Source:
     )
 
 
-_TEXT = re.compile(r"^(model\.)?language_model\.(model\.)?")
-_OTHER_HALF = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
-
-
 def load_pair(weights: Iterable[tuple[str, Tensor]], model: nn.Module, ft: str, pt: str) -> set[str]:
     """Load both models, submodules of ``model`` by these names. Returns the parameters filled."""
     filled: set[str] = set()
@@ -47,14 +43,3 @@ def text_half(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tens
     for name, tensor in weights:
         if (own := text_name(name)) is not None:
             yield own, tensor
-
-
-def text_name(name: str) -> str | None:
-    """A tensor's name in a text model; None of a vision tower's.
-
-    Of the text model itself a checkpoint says ``language_model.model.layers``, or, newer,
-    ``model.language_model.layers``; of its head ``language_model.lm_head``, or ``lm_head``.
-    """
-    if _OTHER_HALF.match(name):
-        return None
-    return _TEXT.sub("model.", re.sub(r"^language_model\.lm_head\.", "lm_head.", name))

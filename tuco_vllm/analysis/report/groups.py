@@ -90,7 +90,7 @@ def _measures(cells: Cells) -> list[Table]:
             "measures",
             headings,
             kept,
-            "Means of the other measures (the README says what they are).",
+            "Means of the other measures (tuco_vllm/corpus/README.md says what they are).",
             shown=25,
         )
     ]
