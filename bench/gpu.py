@@ -52,12 +52,10 @@ CHECKS = {
 }
 """What ``correctness`` runs, in this order: a folder or file, and pytest's -k."""
 
-BUDGETS = [
-    ("plain", "stock", 0.90, 0.98),
-    ("steered", "stock", 0.45, 0.49),
-    ("64 alphas", "steered", 0.95, 0.95),
-]
+FLOORS = [("plain", "stock", 0.90, 0.98), ("steered", "stock", 0.45, 0.49), ("mixed", "steered", 0.95, 0.95)]
 """Of generation: what over what, floor, goal."""
+
+GRAPHS = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64]}
 
 
 def plan(run: str, model: str, steps: list[int] | None) -> list[Cell]:
@@ -172,8 +170,7 @@ class Run:
             arguments, rules[side] = of_engine(cells, self.config, models)
             arguments |= {"model": directory, "enforce_eager": self.options.dry_run}
             if self.origin["gpu"]:  # the cache's size is given: the share is only checked against
-                graphs = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64]}
-                arguments |= {"gpu_memory_utilization": 0.01, "compilation_config": graphs}
+                arguments |= {"gpu_memory_utilization": 0.01, "compilation_config": GRAPHS}
             if side == "tuco":
                 pair = {"architectures": ["TucoForCausalLM"], "tuco_pt": directory}
                 arguments["hf_overrides"] = pair | {"tuco_row_dtype": self.options.row_dtype}
@@ -181,10 +178,8 @@ class Run:
         self.engines = {side: one.result() | {"bytes_by_rule": rules[side]} for side, one in begun.items()}
         rates = self.sides["stock"].submit(device_rates).result()
         self.device = roofline.Device("as measured", *rates, self.memory)
-        self.record(
-            **{"kind": "engines", "model": cells[0].model, "of": cells[0].kind, "engines": self.engines},
-            device=self.device._asdict(),
-        )
+        about = {"model": cells[0].model, "of": cells[0].kind, "engines": self.engines}
+        self.record(kind="engines", **about, device=self.device._asdict())
 
     def turn(self, cell: Cell, way: str, number: int, traced: int = -1) -> Any:
         """What ``gpu_engine.turn`` says; every number has prompts of its own."""
@@ -200,8 +195,7 @@ class Run:
             for way in ways[:: 1 if number % 2 else -1]:
                 seconds[way].append(self.turn(cell, way, number))
         seconds = {way: own[1:] for way, own in seconds.items()}  # the first warmed up
-        wide = self.options.row_dtype != "model"
-        line = roofline.Roofline(self.config, self.device)
+        line, wide = roofline.Roofline(self.config, self.device), self.options.row_dtype != "model"
         predicted = roofline.seconds_of_turn(line, *cell[2:], wide=wide)
         shape, tokens = roofline.shape_of(self.config), cell.requests * (cell.output or cell.prompt)
         flops = cell.requests * shape.pass_flops(cell.prompt + cell.output)
@@ -211,7 +205,6 @@ class Run:
             tokens_per_s={way: round(tokens / median(own)) for way, own in seconds.items()},
             predicted_tokens_per_s={way: round(tokens / predicted[way]) for way in ways},
             over_stock={way: spread(paired(seconds["stock"], seconds[way])) for way in ways},
-            predicted_over_stock={way: round(predicted["stock"] / predicted[way], 4) for way in ways},
             mfu_of_stock=round(flops / median(seconds["stock"]) / self.device.flops, 4),
             budgets=budgets(cell, seconds, shape),
         )
@@ -239,14 +232,14 @@ def paired(slow: list[float], fast: list[float]) -> list[float]:
 
 def budgets(cell: Cell, seconds: dict[str, list[float]], shape: Shape) -> list[dict[str, Any]]:
     """DESIGN's floors and goals for a cell."""
-    wanted = BUDGETS if cell.output else []
+    wanted = FLOORS if cell.output else []
     if not cell.output and cell.prompt >= FLOOR_TOKENS:
         least = STOCK_FLOORS["gqa" if shape.kv_heads < shape.heads else "mha"]
         wanted = [("tuco", "stock", least, 0.97 * shape.bound(cell.prompt))]
+    ratios = [median(paired(seconds[slow], seconds[fast])) for fast, slow, *_ in wanted]
     return [
-        floor(f"{fast} / {slow}", median(paired(seconds[slow], seconds[fast])), least)
-        | {"goal": round(goal, 4)}
-        for fast, slow, least, goal in wanted
+        floor(f"{fast} / {slow}", round(ratio, 4), least) | {"goal": round(goal, 4)}
+        for ratio, (fast, slow, least, goal) in zip(ratios, wanted, strict=True)
     ]
 
 
@@ -262,9 +255,7 @@ def out_of_time(*_: Any) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     add = parser.add_argument
     add("run", choices=("correctness", "scoring", "generation"))
     add("--minutes", type=float, default=9.5, help="all has ended by then")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 WISHES = {
     "scored": [(1.0, True)],
     "steered": [(0.5, False)],
-    "64 alphas": [((index + 0.5) / 64, False) for index in range(64)],
+    "mixed": [((index + 0.5) / 64, False) for index in range(64)],
 }
 """(alpha, scored) of the requests, in turn; of other ways nothing is said."""
 

@@ -244,4 +244,4 @@ def seconds_of_turn(
     plain = line.stock(first) + (output - 1) * line.stock(later)
     steered = line.pair(every) + (output - 1) * line.pair(later)
     scored = steered - line.pair(every) + line.pair(first)
-    return {"stock": plain, "plain": plain, "scored": scored, "steered": steered, "64 alphas": steered}
+    return {"stock": plain, "plain": plain, "scored": scored, "steered": steered, "mixed": steered}

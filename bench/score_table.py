@@ -69,14 +69,15 @@ def gpu_table(record: dict[str, Any]) -> Table:
     elif "over_stock" in record:
         for heading in ("", "tokens/s", "predicted", "÷ stock", "min - max", "predicted", "budgets"):
             layout.add_column(heading)
+        predicted = record["predicted_tokens_per_s"]
         for way, ratio in record["over_stock"].items():
             layout.add_row(
                 way,
                 f"{record['tokens_per_s'][way]:,}",
-                f"{record['predicted_tokens_per_s'][way]:,}",
+                f"{predicted[way]:,}",
                 f"{ratio['median']:.3f}",
                 f"{ratio['min']:.3f} - {ratio['max']:.3f}",
-                f"{record['predicted_over_stock'][way]:.3f}",
+                f"{predicted[way] / predicted['stock']:.3f}",
                 ", ".join(
                     f"{one['name']} {one['value']:.3f}, floor {one['floor']:.2f}, goal {one['goal']:.3f}"
                     for one in record["budgets"]
