@@ -6,6 +6,7 @@ python bench/roofline_tables.py
 from collections.abc import Iterator
 
 from roofline import (
+    BYTES,
     CONFIGS,
     H100,
     H200,
@@ -15,6 +16,7 @@ from roofline import (
     decode,
     engine_bytes,
     kv_bytes_per_token,
+    parameters,
     prefill,
     shape_of,
 )
@@ -67,8 +69,10 @@ def decoding_table(device: Device = H100) -> Iterator[str]:
 def seventy_table(tokens: int = 16384) -> Iterator[str]:
     """What a Llama-3-70B pair takes of each of several GPUs, and what is left for keys and values."""
     config, step = CONFIGS["llama-3-70b"], prefill(tokens, CONTEXT)
-    yield f"| | pair, with a step of {tokens:,} tokens, a GPU | left for keys and values | tokens | ÷ stock |"
-    yield "|---|---|---|---|---|"
+    size = parameters(config)
+    weights = BYTES * (2 * size["layers"] + size["embedding"])
+    yield f"| | of {weights / 1e9:.0f} GB of weights | with a step of {tokens:,} | left for KV | tokens | ÷ stock |"
+    yield "|---|---|---|---|---|---|"
     for device in (H100, H200):
         for gpus in (4, 8):
             taken = engine_bytes(config, tokens, models=2, kv_tokens=0, gpus=gpus)
@@ -76,8 +80,8 @@ def seventy_table(tokens: int = 16384) -> Iterator[str]:
             room = int(left * gpus / kv_bytes_per_token(config, 2))
             line = Roofline(config, device, gpus)
             ratio = line.stock(step) / line.pair(step, wide=True)
-            fits = f"{left / 1e9:.0f} GB | {room:,} | {ratio:.2f}" if room > tokens else "too little | – | –"
-            yield f"| {gpus} × {device.name} | {taken / 1e9:.0f} GB | {fits} |"
+            gigabytes = " | ".join(f"{size / 1e9:.0f} GB" for size in (weights / gpus, taken, left))
+            yield f"| {gpus} × {device.name} | {gigabytes} | {room:,} | {ratio:.2f} |"
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_an_adapters_rows_are_read_behind_the_tokens(roofline):
 
 
 def test_memory_of_a_step_is_counted(roofline):
-    """Llama-3-8B, a pair that scores: two models' layers, an embedding, 1000 tokens of cache, a step of 100."""
+    """Llama-3-8B, a pair that scores: two models' layers, an embedding, 1000 tokens of cache, 100 a step."""
     config = roofline.CONFIGS["llama-3-8b"]
     size = roofline.parameters(config)
     assert size == {
