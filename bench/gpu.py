@@ -284,6 +284,7 @@ def main() -> None:
     except TimeoutError:
         print("the time is up", flush=True)
     finally:
+        signal.alarm(0)
         end_engines()
     summary = {
         **{"bench": "gpu", "run": options.run, "recorded": bool(run.out), "commit": run.origin["commit"]},
