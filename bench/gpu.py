@@ -231,7 +231,7 @@ def paired(slow: list[float], fast: list[float]) -> list[float]:
 
 
 def budgets(cell: Cell, seconds: dict[str, list[float]], shape: Shape) -> list[dict[str, Any]]:
-    """DESIGN's floors and goals for a cell."""
+    """The floors and goals that a cell is held to."""
     wanted = FLOORS if cell.output else []
     if not cell.output and cell.prompt >= FLOOR_TOKENS:
         least = STOCK_FLOORS["gqa" if shape.kv_heads < shape.heads else "mha"]
@@ -277,7 +277,8 @@ def main() -> None:
     options = parse()
     set_environment()
     run = Run(options)
-    signal.signal(signal.SIGALRM, out_of_time)
+    for late in (signal.SIGALRM, signal.SIGTERM):
+        signal.signal(late, out_of_time)
     signal.alarm(round(60 * options.minutes))
     try:
         run.measure()

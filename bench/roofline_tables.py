@@ -71,7 +71,7 @@ def seventy_table(tokens: int = 16384) -> Iterator[str]:
     config, step = CONFIGS["llama-3-70b"], prefill(tokens, CONTEXT)
     size = parameters(config)
     weights = BYTES * (2 * size["layers"] + size["embedding"])
-    yield f"| | of {weights / 1e9:.0f} GB of weights | at {tokens:,} a step | left for KV | tokens | ÷ stock |"
+    yield f"| | of {weights / 1e9:.0f} GB weights | at {tokens:,} a step | left for KV | tokens | ÷ stock |"
     yield "|---|---|---|---|---|---|"
     for device in (H100, H200):
         for gpus in (4, 8):

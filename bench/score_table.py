@@ -86,5 +86,6 @@ def gpu_table(record: dict[str, Any]) -> Table:
             )
     else:
         for key in ("engines", "device", "exit", "seconds"):
-            layout.add_row(key, str(record.get(key))) if key in record else None
+            if key in record:
+                layout.add_row(key, str(record[key]))
     return layout

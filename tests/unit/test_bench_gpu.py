@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu import test_identity, test_scoring, test_steering
+from gpu import test_scoring, test_steering
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,13 +100,11 @@ def test_what_correctness_asks_pytest_for_is_there(gpu, name):
     assert [mode for mode in test_scoring.MODES if only in mode.id]
 
 
-def test_correctness_leaves_no_mode_of_steering_or_identity_out(gpu):
+def test_correctness_leaves_no_mode_of_steering_out(gpu):
     chosen = [only for path, only in gpu.CHECKS.values() if path.endswith("test_steering.py")]
     assert chosen == ["eager", "not eager"]
     assert {mode.eager for mode in test_steering.MODES} == {True, False}
     assert all(("eager" in mode.id) == mode.eager for mode in test_steering.MODES)
-    assert test_identity.MODES
-    assert gpu.CHECKS["identity"] == ("tests/gpu/test_identity.py", "")
 
 
 def test_a_check_is_recorded_and_one_that_fails_is_named(gpu, tmp_path, monkeypatch):
