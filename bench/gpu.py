@@ -220,7 +220,7 @@ class Run:
         self.budgets += record.get("budgets", [])
         if self.out:
             about = {"bench": "gpu", "run": self.options.run, "row_dtype": self.options.row_dtype}
-            about["engine_args"] = self.options.engine_args
+            about |= {"engine_args": self.options.engine_args, "dry_run": self.options.dry_run}
             provenance.append("gpu", {**about, **record, "provenance": self.origin}, self.out)
         self.console.print(gpu_table(record))
 

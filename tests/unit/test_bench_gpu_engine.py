@@ -35,8 +35,14 @@ def test_scores_that_are_not_finite_do_not_pass(bench):
 
     engine = bench("gpu_engine")
     cell = engine.Cell("", "scoring", 32, 8, 1)
-    for values, right in (([1.0, 2.0], True), ([1.0, float("nan")], False)):
-        assert engine.as_asked(SimpleNamespace(data=torch.tensor(values)), cell, "tuco") == right
+    good, last, first = [[1.0, 2.0, 3.0]], [[1.0, 2.0, float("nan")]], [[float("nan"), 2.0, 3.0]]
+    for way, values, right in (
+        ("tuco", good, True),
+        ("tuco", last, True),  # a cosine with nothing
+        ("tuco", first, False),
+        ("stock", last, False),
+    ):
+        assert engine.as_asked(SimpleNamespace(data=torch.tensor(values)), cell, way) == right
 
 
 def test_wishes_are_what_they_are_named_for(bench):
