@@ -4,16 +4,15 @@
     python bench/gpu.py scoring         Llama-3-8B: stock prefill and ours, 2048 and 16384 tokens a step
     python bench/gpu.py generation      Llama-3-8B: plain, scored, steered; then Llama-2-7B's scoring
 
-Physics is ``roofline.py``'s. Its prediction stands beside every figure, by the rates of products and of a
-copy that the run measures first.
+Physics: ``roofline.py``, whose prediction stands beside every figure, by rates that the run measures first.
 
 Method. Models have real shapes and no weights: vLLM makes them up, speed does not depend on them, and whether
 scores are right is what ``correctness`` asks. Both sides are engines of the same settings, a process each.
 They start together (most of a start is torch.compile) and share the device, if the memory rule says that they
 fit. They take turns, one at work at a time; each round has fresh prompts and turns the order about, and one
 before the first warms up. The clock runs from the first step, when all requests are queued, to the last
-result. Ratios are taken within a round: median, least and greatest. A cell is recorded when it is measured;
-what there was no time for is named. ``--dry-run`` does it all with tiny models on a CPU: no figure counts.
+result. Ratios are taken within a round: median, least and greatest. What is measured is recorded at once, what
+there was no time for is named. ``--dry-run`` does it all with tiny models on a CPU: no figure counts.
 """
 
 import argparse
@@ -79,7 +78,8 @@ def of_engine(cells: list[Cell], config: dict[str, Any], models: int) -> tuple[d
     """vLLM's arguments for an engine that serves such cells, and the bytes it takes of a device."""
     step, first = max(cell.step_tokens for cell in cells), cells[0]
     longest = max(cell.prompt + cell.output for cell in cells) + 32
-    tokens = longest * (first.requests + 1) if first.output else 2 * step + longest
+    tokens = longest * first.requests if first.output else 2 * step + longest
+    tokens += 512  # blocks are whole, and vLLM keeps one
     logits = first.requests if first.output else 0
     return {
         "runner": "generate" if first.output else "pooling",
@@ -219,9 +219,8 @@ class Run:
         """Write it, and show it."""
         self.budgets += record.get("budgets", [])
         if self.out:
-            about = {"bench": "gpu", "run": self.options.run, "row_dtype": self.options.row_dtype}
-            about |= {"engine_args": self.options.engine_args, "dry_run": self.options.dry_run}
-            provenance.append("gpu", {**about, **record, "provenance": self.origin}, self.out)
+            asked = {key: vars(self.options)[key] for key in ("run", "row_dtype", "engine_args", "dry_run")}
+            provenance.append("gpu", {"bench": "gpu", **asked, **record, "provenance": self.origin}, self.out)
         self.console.print(gpu_table(record))
 
 
@@ -276,6 +275,7 @@ def main() -> None:
     """Measure; tables and a last line of JSON on stdout, records in bench/results."""
     options = parse()
     set_environment()
+    os.environ |= {"OMP_NUM_THREADS": "1"} if options.dry_run else {}
     run = Run(options)
     for late in (signal.SIGALRM, signal.SIGTERM):
         signal.signal(late, out_of_time)
