@@ -11,8 +11,8 @@ scores are right is what ``correctness`` asks. Both sides are engines of the sam
 They start together (most of a start is torch.compile) and share the device, if the memory rule says that they
 fit. They take turns, one at work at a time; each round has fresh prompts and turns the order about, and one
 before the first warms up. The clock runs from the first step, when all requests are queued, to the last
-result. Ratios are taken within a round: median, least and greatest. What is measured is recorded at once, what
-there was no time for is named. ``--dry-run`` does it all with tiny models on a CPU: no figure counts.
+result. Ratios are taken within a round: median, least and greatest. A cell is recorded at once; what there is
+no time for is named. ``--dry-run`` does it all with tiny models on a CPU: no figure counts.
 """
 
 import argparse
