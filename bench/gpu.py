@@ -94,13 +94,13 @@ def of_engine(cells: list[Cell], config: dict[str, Any], models: int) -> tuple[d
 
 def expect_room(cells: list[Cell], memory: int) -> None:
     """SystemExit where both engines of some cells, at their real size, do not fit a device."""
+    room = roofline.USABLE * memory / 1e9
     for shared in dict.fromkeys(cell[:2] for cell in cells):
         own = [cell for cell in cells if cell[:2] == shared]
-        wanted = sum(of_engine(own, roofline.CONFIGS[shared[0]], models)[1] for models in (1, 2))
-        said = f"{' '.join(shared)}: two engines take {wanted / 1e9:.0f} GB"
-        if wanted > roofline.USABLE * memory:
-            fix = "give fewer tokens a step (--steps 2048) or another --model"
-            raise SystemExit(f"{said} and may fill {roofline.USABLE * memory / 1e9:.0f}: {fix}")
+        wanted = sum(of_engine(own, roofline.CONFIGS[shared[0]], models)[1] for models in (1, 2)) / 1e9
+        said = f"{' '.join(shared)}: two engines take {wanted:.0f} GB of {room:.0f}"
+        if wanted > room:
+            raise SystemExit(f"{said}: give fewer tokens a step (--steps 2048) or another --model")
         print(said, flush=True)
 
 
@@ -170,7 +170,8 @@ class Run:
             arguments, rules[side] = of_engine(cells, self.config, models)
             arguments |= {"model": directory, "enforce_eager": self.options.dry_run}
             if self.origin["gpu"]:  # the cache's size is given: the share is only checked against
-                arguments |= {"gpu_memory_utilization": 0.01, "compilation_config": GRAPHS}
+                graphs = GRAPHS if cells[0].output else {"cudagraph_mode": "NONE"}
+                arguments |= {"gpu_memory_utilization": 0.01, "compilation_config": graphs}
             if side == "tuco":
                 pair = {"architectures": ["TucoForCausalLM"], "tuco_pt": directory}
                 arguments["hf_overrides"] = pair | {"tuco_row_dtype": self.options.row_dtype}

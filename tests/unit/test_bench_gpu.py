@@ -45,7 +45,7 @@ def test_two_engines_fit_a_card_of_80_gb(gpu, bench, capsys):
 def test_what_does_not_fit_is_refused_before_anything_starts(gpu, bench, tmp_path, monkeypatch):
     h100, h200 = bench("roofline").H100.memory, bench("roofline").H200.memory
     cells = gpu.plan("scoring", "llama-2-7b", None)  # 16384 tokens of 32 heads of keys and values
-    with pytest.raises(SystemExit, match=r"llama-2-7b scoring: .* may fill 79: .*--steps 2048"):
+    with pytest.raises(SystemExit, match=r"llama-2-7b scoring: .* of 79: .*--steps 2048"):
         gpu.expect_room(cells, h100)
     gpu.expect_room(cells, h200)
     gpu.expect_room(gpu.plan("scoring", "llama-2-7b", [2048]), h100)  # the fix that is named
