@@ -8,11 +8,11 @@ Physics: ``roofline.py``, whose prediction stands beside every figure, by rates 
 
 Method. Models have real shapes and no weights: vLLM makes them up, speed does not depend on them, and whether
 scores are right is what ``correctness`` asks. Both sides are engines of the same settings, a process each.
-They start together (most of a start is torch.compile) and share the device, if the memory rule says that they
-fit. They take turns, one at work at a time; each round has fresh prompts and turns the order about, and one
-before the first warms up. The clock runs from the first step, when all requests are queued, to the last
-result. Ratios are taken within a round: median, least and greatest. A cell is recorded at once; what there is
-no time for is named. ``--dry-run`` does it all with tiny models on a CPU: no figure counts.
+They start together and share the device, if the memory rule says that they fit. They take turns, one at work
+at a time; each round has fresh prompts and turns the order about, and one before the first warms up. The
+clock runs from the first step, when all requests are queued, to the last result. Ratios are taken within a
+round: median, least and greatest. A cell is recorded at once; what there is no time for is named. ``--dry-
+run`` does it all with tiny models on a CPU: no figure counts.
 """
 
 import argparse
