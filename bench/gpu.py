@@ -4,15 +4,14 @@
     python bench/gpu.py scoring         Llama-3-8B: stock prefill and ours, 2048 and 16384 tokens a step
     python bench/gpu.py generation      Llama-3-8B: plain, scored, steered; then Llama-2-7B's scoring
 
-Physics: ``roofline.py``, whose prediction stands beside every figure, by rates that the run measures first.
-
-Method. Models have real shapes and no weights: vLLM makes them up, speed does not depend on them, and whether
-scores are right is what ``correctness`` asks. Both sides are engines of the same settings, a process each.
-They start together and share the device, if the memory rule says that they fit. They take turns, one at work
-at a time; each round has fresh prompts and turns the order about, and one before the first warms up. The
-clock runs from the first step, when all requests are queued, to the last result. Ratios are taken within a
-round: median, least and greatest. A cell is recorded at once; what there is no time for is named. ``--dry-
-run`` does it all with tiny models on a CPU: no figure counts.
+Beside every figure stands ``roofline.py``'s prediction, by rates that the run measures first. Models have
+real shapes and no weights: vLLM makes them up, speed does not depend on them, and whether scores are right is
+what ``correctness`` asks. Both sides are engines of the same settings, a process each. They start together
+and share the device, if the memory rule says that they fit. They take turns, one at work at a time; each
+round has fresh prompts and turns the order about, and one before the first warms up. The clock runs from the
+first step, when all requests are queued, to the last result. Ratios are taken within a round: median, least
+and greatest. A cell is recorded at once; what there is no time for is named. ``--dry-run`` does it all with
+tiny models on a CPU: no figure counts.
 """
 
 import argparse
