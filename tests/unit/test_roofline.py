@@ -91,6 +91,28 @@ def test_decoding_reads_weights_twice_or_three_times(roofline, wide, limit):
     assert line.adapter(step) == line.stock(step, adapted=True)
 
 
+def test_bytes_that_move_in_a_prefill(roofline):
+    """Llama-3-8B, 1000 tokens, one row, by bytes alone: a layer reads its weights and 1000 keys and values, and
+    moves a token's stream 8 times (two norms with their adds), q and k twice (rope), k and v twice (cache
+    writes), and 3 * 14336 (the activation). PT's part: its norm's output, k twice, k and v twice."""
+    config = roofline.CONFIGS["llama-3-8b"]
+    line, step = roofline.Roofline(config, device(roofline, INFINITE, 1.0)), roofline.prefill(1000, 1000)
+    key_weights, cached = 2 * 4096 * 1024, 2 * 1024 * 1000
+    weights = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
+    layer = weights + cached + 1000 * (8 * 4096 + 2 * (4096 + 1024) + 2 * 2 * 1024 + 3 * 14336)
+    assert line.stock(step) == 2 * 32 * layer
+    keys = key_weights + 1000 * (4096 + 2 * 1024 + 2 * 2 * 1024)
+    rows = weights - key_weights + cached
+    assert line.pair(step) == 2 * (31 * layer + 33 * (keys + rows))
+    assert line.pair(step, wide=True) == 2 * (31 * layer + 33 * (keys + rows) + 31 * rows)
+    # An adapter's products read 9 H + 3 Q + 4 K + 5 F numbers a token; PT's k and v are a copy.
+    adapted = 1000 * (9 * 4096 + 3 * 4096 + 4 * 1024 + 5 * 14336)
+    assert line.stock(step, adapted=True) == 2 * 32 * (layer + adapted)
+    copies = 1000 * (2 * 2 * 1024 + 2 * 1024 + 2 * 2 * 1024)
+    of_both = weights - key_weights + 2 * cached
+    assert line.adapter(step, wide=True) == 2 * 32 * (layer + adapted + copies + of_both)
+
+
 def test_an_adapters_rows_are_read_behind_the_tokens(roofline):
     """By FLOPs alone a decode step has twice the tokens; in float32 a scored one has each row's six parts."""
     config = roofline.CONFIGS["llama-3-8b"] | {"vocab_size": 0}
