@@ -92,7 +92,7 @@ def test_decoding_reads_weights_twice_or_three_times(roofline, wide, limit):
 
 
 def test_bytes_that_move_in_a_prefill(roofline):
-    """Llama-3-8B, 1000 tokens, one row, by bytes alone: a layer reads its weights and 1000 keys and values, and
+    """Llama-3-8B, 1000 tokens, a row, by bytes alone: a layer reads its weights and 1000 keys and values, and
     moves a token's stream 8 times (two norms with their adds), q and k twice (rope), k and v twice (cache
     writes), and 3 * 14336 (the activation). PT's part: its norm's output, k twice, k and v twice."""
     config = roofline.CONFIGS["llama-3-8b"]
