@@ -1,256 +1,298 @@
-"""What scores and alpha cost on a GPU: 7B and 8B pairs inside vLLM, in ten minutes, by one command.
+"""What scores and alpha cost on one GPU of 80 GB or more: three runs of at most ten minutes each.
 
-    python bench/gpu.py [--minutes 9.3] [--only scoring,generation] [--shapes llama-2-7b] [--out DIR]
+    python bench/gpu.py correctness     tests/kernels and tests/gpu, part by part
+    python bench/gpu.py scoring         Llama-3-8B: stock prefill and ours, 2048 and 16384 tokens a step
+    python bench/gpu.py generation      Llama-3-8B: plain, scored, steered; then Llama-2-7B's scoring
 
-What is measured, with the real sizes of Llama-3-8B, Llama-2-7B (no grouped heads) and Qwen3-8B in bfloat16:
-scoring over a stock vLLM prefill of FT alone, over PT on all tokens, over two Hugging Face models; generation
-plain, scored and steered over stock; bytes of KV cache; our kernels over a copy; where a step's time goes.
-
-Physics. Prefill of thousands of tokens is bound by matrix products: FLOPs over the product rate that the same
-run measured (``machine``) is MFU, and ``Shape.bound`` (0.99, 0.88, 0.98) the most that scoring can reach of
-stock. What it lacks is norms, rope and cache writes over all tokens, small products on rows, launches, and
-the CPU: ``profile`` says which. Decoding a small batch is bound by reading weights: plain requests read FT's,
-scored and steered ones PT's too, so 0.5 of stock is all there is for them, and the CPU's launches cost more
-than that where no CUDA graph is replayed. How many *different* alphas are in a batch costs nothing. The
-kernels are bound by the bytes they move.
-
-Method. Engines are processes that live side by side on the device and take turns, one at work at a time: the
-same settings for all, torch.compile and CUDA graphs as vLLM has them by default. Each turn has fresh prompts
-of random tokens; scoring has no prefix cache. A turn before the rounds warms up. Ratios are taken within a
-round, then their median; the order turns about every round. Weights are random (uniform within 1e-3): speed
-does not depend on what they say, right scores are tests/parity's business, and here they need only be
-finite. PT on all tokens runs without torch.compile, and the Hugging Face reference has prompts of one length,
-its best case. Starting engines is most of the ten minutes: cells run in order of importance (``gpu_plan``),
-each record is written the moment it is measured, and what there was no time for is named in the end.
+Beside every figure stands ``roofline.py``'s prediction, by rates that the run measures first. Models have
+real shapes and no weights: vLLM makes them up, speed does not depend on them, and whether scores are right is
+what ``correctness`` asks. Both sides are engines of the same settings, a process each. They start together
+and share the device, if the memory rule says that they fit. They take turns, one at work at a time; each
+round has fresh prompts and turns the order about, and one before the first warms up. The clock runs from the
+first step, when all requests are queued, to the last result. Ratios are taken within a round: median, least
+and greatest. A cell is recorded at once; what there is no time for is named. ``--dry-run`` does it all with
+tiny models on a CPU: no figure counts.
 """
 
 import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
-import threading
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import provenance
+import roofline
 from contenders import set_environment
-from gpu_budgets import all_met, in_words
-from gpu_cells import MEASURES, Bench, Record
-from gpu_plan import FULL, KINDS, SMOKE, Cell, Deadline, OutOfTime, cells, crew
-from gpu_processes import Failed, Member
-from gpu_roles import Spec, build
-from gpu_shapes import CONFIGS, config_of, kv_bytes_per_token, shape_of, write_pair
-from gpu_words import in_lines
+from gpu_engine import WISHES, Cell, begin, device_rates, start, turn
+from models import Shape
+from rich.console import Console
+from score import FLOOR_TOKENS, STOCK_FLOORS, floor, fresh_prompts, spread
+from score_table import gpu_table
 
-ROOM = 130 << 30
-"""Bytes of the device that the arithmetic of ``gpu_plan.device_bytes`` may fill: an H200 has 140 GiB."""
+CHECKS = {
+    "kernels": ("tests/kernels", ""),
+    "scoring, eager": ("tests/gpu/test_scoring.py", "FLASH_ATTN-eager"),
+    "scoring, 8 sequences": ("tests/gpu/test_scoring.py", "seqs8"),
+    "scoring, graphs": ("tests/gpu/test_scoring.py", "FLASH_ATTN-FULL_AND_PIECEWISE"),
+    "steering, eager": ("tests/gpu/test_steering.py", "eager"),
+    "steering, graphs": ("tests/gpu/test_steering.py", "not eager"),
+    "identity": ("tests/gpu/test_identity.py", ""),
+}
+"""What ``correctness`` runs, in this order: a folder or file, and pytest's -k."""
 
-SMOKE_ROOM = 24 << 30
-"""Few processes at a time: tiny engines hold little on a device, but start on two cores."""
+FLOORS = [("plain", "stock", 0.90, 0.98), ("steered", "stock", 0.45, 0.49), ("mixed", "steered", 0.95, 0.95)]
+"""Of generation: what over what, floor, goal."""
 
-START_SECONDS = 45
-"""With less time than this nothing is started any more."""
+GRAPHS = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64]}
 
 
-def main() -> None:
-    """Measure; lines and a last one of JSON on stdout, records in bench/results or ``--out``."""
-    options = parse()
-    deadline = Deadline(options.minutes)
-    set_environment()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # as users run it
-    origin = provenance.provenance()
-    run = Run(options, deadline, origin)
-    # SIGTERM must unwind too; and should this process itself hang, all ends a little after the deadline.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    guard = threading.Timer(max(0.0, deadline.left()) + 20, run.end_at_once)
-    guard.daemon = True
-    guard.start()
-    try:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-            run.all_cells(Path(directory))
-    finally:
-        run.bench.crew.kill()
-        run.close()
+def plan(run: str, model: str, steps: list[int] | None) -> list[Cell]:
+    """A run's cells, the most important first."""
+
+    def scoring(model: str, steps: list[int], *prompts: int) -> list[Cell]:
+        return [Cell(model, "scoring", step, n, 65536 // n) for step in steps for n in prompts]
+
+    if run == "scoring":
+        return scoring(model, steps or [16384, 2048], 512, 2048, 128, 32)
+    return [Cell(model, "generation", 4096, 64, 64, 128), *scoring("llama-2-7b", steps or [8192], 512, 2048)]
+
+
+def small(cell: Cell) -> Cell:
+    """The same for a dry run."""
+    requests, output = min(cell.requests, 70) // 4, cell.output // 16
+    return Cell(*cell[:2], cell.step_tokens // 128, max(cell.prompt // 64, 4), requests, output)
+
+
+def of_engine(cells: list[Cell], config: dict[str, Any], models: int) -> tuple[dict[str, Any], int]:
+    """vLLM's arguments for an engine that serves such cells, and the bytes it takes of a device."""
+    step, first = max(cell.step_tokens for cell in cells), cells[0]
+    longest = max(cell.prompt + cell.output for cell in cells) + 32
+    tokens = longest * first.requests if first.output else 2 * step + longest
+    tokens += 512  # blocks are whole, and vLLM keeps one
+    logits = first.requests if first.output else 0
+    return {
+        "runner": "generate" if first.output else "pooling",
+        "max_model_len": longest,
+        "max_num_seqs": logits or min(1024, step),
+        "max_num_batched_tokens": step,
+        "kv_cache_memory_bytes": tokens * roofline.kv_bytes_per_token(config, models),
+        **{"dtype": "bfloat16", "load_format": "dummy", "skip_tokenizer_init": True},
+        **{"disable_log_stats": True, "use_tqdm_on_load": False, "enable_prefix_caching": False},
+    }, roofline.engine_bytes(config, step, models=models, kv_tokens=tokens, logits=logits)
+
+
+def expect_room(cells: list[Cell], memory: int) -> None:
+    """SystemExit where both engines of some cells, at their real size, do not fit a device."""
+    room = roofline.USABLE * memory / 1e9
+    for shared in dict.fromkeys(cell[:2] for cell in cells):
+        own = [cell for cell in cells if cell[:2] == shared]
+        wanted = sum(of_engine(own, roofline.CONFIGS[shared[0]], models)[1] for models in (1, 2)) / 1e9
+        said = f"{' '.join(shared)}: two engines take {wanted:.0f} GB of {room:.0f}"
+        if wanted > room:
+            raise SystemExit(f"{said}: give fewer tokens a step (--steps 2048) or another --model")
+        print(said, flush=True)
+
+
+class Run:
+    """One run: what is left to measure, and what was."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.origin = options, provenance.provenance()
+        self.budgets: list[dict[str, Any]] = []
+        self.failed: list[str] = []
+        self.out = options.out or (None if options.dry_run else provenance.RESULTS)
+        self.console, self.home = Console(width=130, highlight=False), tempfile.TemporaryDirectory()
+        gpu = self.origin["gpu"]
+        self.left: list[Any] = list(CHECKS)
+        self.memory = int(gpu["memory.total"].split()[0]) << 20 if gpu else roofline.H100.memory
+        if options.run != "correctness":
+            cells = plan(options.run, options.model, options.steps)
+            expect_room(cells, self.memory)
+            self.left = [small(cell) for cell in cells] if options.dry_run else cells
+
+    def measure(self) -> None:
+        """All that is left, while there is time. What fails does not keep the rest from its turn."""
+        shared: Any = None
+        for cell in list(self.left):
+            try:
+                if isinstance(cell, str):
+                    self.check(cell)
+                elif cell[:2] == shared:
+                    self.rounds(cell)
+                else:
+                    shared = cell[:2]
+                    self.start_engines([other for other in self.left if other[:2] == shared])
+                    self.rounds(cell)
+                    self.trace(cell)
+            except TimeoutError:
+                raise
+            except Exception as error:
+                self.failed.append(f"{cell}: {error}"[:500])
+                traceback.print_exc()
+            self.left.remove(cell)
+
+    def check(self, name: str) -> None:
+        """One part of ``correctness``, which pytest judges."""
+        path, only = CHECKS[name]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", path, "-k", only]
+        begun, dry = time.perf_counter(), ["--dry-gpu"] * self.options.dry_run
+        with subprocess.Popen(command + dry, cwd=provenance.REPOSITORY, process_group=0) as pytest:
+            try:
+                code = pytest.wait()
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(pytest.pid, signal.SIGKILL)
+        self.record(kind="check", check=name, exit=code, seconds=round(time.perf_counter() - begun, 1))
+        if code and not (dry and code == 5):  # without a device some modes are left out
+            raise RuntimeError(f"pytest's exit code is {code}")
+
+    def start_engines(self, cells: list[Cell]) -> None:
+        """Both sides at once; whatever lived before is gone."""
+        end_engines()
+        config = roofline.CONFIGS[cells[0].model]
+        self.config = roofline.tiny(config) if self.options.dry_run else config
+        directory = tempfile.mkdtemp(dir=self.home.name)
+        Path(directory, "config.json").write_text(json.dumps(self.config))
+        self.sides = {side: ProcessPoolExecutor(1, get_context("spawn"), begin) for side in ("stock", "tuco")}
+        begun, rules = {}, {}
+        for models, (side, process) in enumerate(self.sides.items(), start=1):
+            arguments, rules[side] = of_engine(cells, self.config, models)
+            arguments |= {"model": directory, "enforce_eager": self.options.dry_run}
+            if self.origin["gpu"]:  # the cache's size is given: the share is only checked against
+                graphs = GRAPHS if cells[0].output else {"cudagraph_mode": "NONE"}
+                arguments |= {"gpu_memory_utilization": 0.01, "compilation_config": graphs}
+            if side == "tuco":
+                pair = {"architectures": ["TucoForCausalLM"], "tuco_pt": directory}
+                arguments["hf_overrides"] = pair | {"tuco_row_dtype": self.options.row_dtype}
+            begun[side] = process.submit(start, arguments | self.options.engine_args)
+        self.engines = {side: one.result() | {"bytes_by_rule": rules[side]} for side, one in begun.items()}
+        rates = self.sides["stock"].submit(device_rates).result()
+        self.device = roofline.Device("as measured", *rates, self.memory)
+        about = {"model": cells[0].model, "of": cells[0].kind, "engines": self.engines}
+        self.record(kind="engines", **about, device=self.device._asdict())
+
+    def turn(self, cell: Cell, way: str, number: int, traced: int = -1) -> Any:
+        """What ``gpu_engine.turn`` says; every number has prompts of its own."""
+        prompts = fresh_prompts(cell.requests, (cell.prompt, cell.prompt), number)
+        side = self.sides["stock" if way == "stock" else "tuco"]
+        return side.submit(turn, prompts, cell, way, traced).result()
+
+    def rounds(self, cell: Cell) -> None:
+        """A cell's turns, and what they say."""
+        ways = ("stock", "plain", *WISHES) if cell.output else ("stock", "tuco")
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for number in range(self.options.rounds + 1):
+            for way in ways[:: 1 if number % 2 else -1]:
+                seconds[way].append(self.turn(cell, way, number))
+        seconds = {way: own[1:] for way, own in seconds.items()}  # the first warmed up
+        line, wide = roofline.Roofline(self.config, self.device), self.options.row_dtype != "model"
+        predicted = roofline.seconds_of_turn(line, *cell[2:], wide=wide)
+        shape, tokens = roofline.shape_of(self.config), cell.requests * (cell.output or cell.prompt)
+        flops = cell.requests * shape.pass_flops(cell.prompt + cell.output)
+        self.record(
+            **{**cell._asdict(), "rounds": self.options.rounds, "engines": self.engines},
+            seconds={way: [round(one, 4) for one in own] for way, own in seconds.items()},
+            tokens_per_s={way: round(tokens / median(own)) for way, own in seconds.items()},
+            predicted_tokens_per_s={way: round(tokens / predicted[way]) for way in ways},
+            over_stock={way: spread(paired(seconds["stock"], seconds[way])) for way in ways},
+            mfu_of_stock=round(flops / median(seconds["stock"]) / self.device.flops, 4),
+            budgets=budgets(cell, seconds, shape),
+        )
+
+    def trace(self, cell: Cell) -> None:
+        """One step of each way, by kernels: of a turn that generates the sixth, when all decode."""
+        for way in ("stock", "scored", "steered") if cell.output else ("stock", "tuco"):
+            found = self.turn(cell, way, 0, traced=5 if cell.output else 1)
+            self.record(**{**cell._asdict(), "kind": "trace", "of": cell.kind, "way": way, **found})
+
+    def record(self, **record: Any) -> None:
+        """Write it, and show it."""
+        self.budgets += record.get("budgets", [])
+        if self.out:
+            asked = {key: vars(self.options)[key] for key in ("run", "row_dtype", "engine_args", "dry_run")}
+            provenance.append("gpu", {"bench": "gpu", **asked, **record, "provenance": self.origin}, self.out)
+        self.console.print(gpu_table(record))
+
+
+def paired(slow: list[float], fast: list[float]) -> list[float]:
+    """Throughput of one way over another's, round by round."""
+    return [theirs / ours for theirs, ours in zip(slow, fast, strict=True)]
+
+
+def budgets(cell: Cell, seconds: dict[str, list[float]], shape: Shape) -> list[dict[str, Any]]:
+    """The floors and goals that a cell is held to."""
+    wanted = FLOORS if cell.output else []
+    if not cell.output and cell.prompt >= FLOOR_TOKENS:
+        least = STOCK_FLOORS["gqa" if shape.kv_heads < shape.heads else "mha"]
+        wanted = [("tuco", "stock", least, 0.97 * shape.bound(cell.prompt))]
+    ratios = [median(paired(seconds[slow], seconds[fast])) for fast, slow, *_ in wanted]
+    return [
+        floor(f"{fast} / {slow}", round(ratio, 4), least) | {"goal": round(goal, 4)}
+        for ratio, (fast, slow, least, goal) in zip(ratios, wanted, strict=True)
+    ]
+
+
+def end_engines() -> None:
+    """Whatever they are doing."""
+    for child in active_children():
+        child.kill()
+
+
+def out_of_time(*_: Any) -> None:
+    raise TimeoutError
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
-    parser.add_argument("--minutes", type=float, default=9.3, help="all has ended by then")
-    parser.add_argument("--only", type=names, default=",".join(KINDS), help="kinds of cells")
-    parser.add_argument("--shapes", type=names, default=",".join(CONFIGS), help="in order of importance")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender a cell, 3 at least")
-    parser.add_argument("--out", type=Path, default=provenance.RESULTS, help="folder of gpu.jsonl")
-    parser.add_argument("--eager", action="store_true", help="no torch.compile and no CUDA graphs")
-    parser.add_argument("--engine-args", type=json.loads, default={}, help="more of vLLM's, JSON, for all")
-    parser.add_argument("--caches", type=Path, help="keep what is compiled here, for a next run")
-    parser.add_argument("--smoke", action="store_true", help="tiny models, one round, nothing recorded")
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    add = parser.add_argument
+    add("run", choices=("correctness", "scoring", "generation"))
+    add("--minutes", type=float, default=9.5, help="all has ended by then")
+    add("--model", choices=roofline.CONFIGS, default="llama-3-8b")
+    add("--steps", type=int, nargs="+", help="tokens a step, where prompts are scored")
+    add("--row-dtype", choices=("auto", "model"), default="auto", help="of scored rows")
+    add("--rounds", type=int, default=5, help="turns of each way a cell, 3 at least")
+    add("--engine-args", type=json.loads, default={}, help="more of vLLM's, JSON, for both sides")
+    add("--out", type=Path, help="folder of gpu.jsonl: bench/results, or none in a dry run")
+    add("--dry-run", action="store_true", help="tiny models, on a CPU")
     options = parser.parse_args()
-    if unknown := set(options.only) - {*KINDS} | set(options.shapes) - {*CONFIGS}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    if options.smoke:
-        options.rounds, options.eager = 1, True
-    elif options.rounds < 3:
+    if options.rounds < 3:
         parser.error("a ratio needs 3 rounds at least")
     return options
 
 
-class Run:
-    """One run of this script: its plan, what it has measured, and what it could not."""
-
-    def __init__(self, options: argparse.Namespace, deadline: Deadline, origin: dict[str, Any]) -> None:
-        self.options, self.origin = options, origin
-        self.sizes = SMOKE if options.smoke else FULL
-        self.configs = {name: config_of(name, smoke=options.smoke) for name in options.shapes}
-        self.bench = Bench(self.sizes, options.rounds, options.smoke, deadline)
-        self.records: list[Record] = []
-        self.failures: dict[str, str] = {}
-        self.left: list[Cell] = cells(self.configs, self.sizes, options.only)
-        self.directory = Path()
-        self.room = SMOKE_ROOM if options.smoke else ROOM
-
-    def all_cells(self, directory: Path) -> None:
-        """Every cell that there is time for."""
-        self.directory = directory
-        try:
-            while self.left:
-                self.muster()
-                self.one_cell(self.left[0])
-                self.left.pop(0)
-        except OutOfTime:
-            return
-
-    def muster(self) -> None:
-        """See that the next cell's processes live; when some must start, as many others as fit."""
-        members = self.bench.crew
-        if {*self.left[0].members()} <= {*members.living, *members.failed}:
-            return
-        wanted = crew(self.left, self.configs, self.sizes, self.room, [*members.living])
-        new = [key for key in wanted if key not in members.living and key not in members.failed]
-        self.bench.deadline.check(0 if self.options.smoke else START_SECONDS)
-        self.say(f"starting {', '.join(' '.join(key).strip() for key in new)}")
-        members.muster(wanted, self.start, self.bench.deadline)
-        started = [(" ".join(key).strip(), members.living[key]) for key in new if key in members.living]
-        self.say(f"ready: {', '.join(f'{name} {member.start_seconds} s' for name, member in started)}")
-
-    def one_cell(self, cell: Cell) -> None:
-        """Measure and record a cell; again without whoever failed in it."""
-        for _ in cell.roles:
-            try:
-                self.bench.deadline.check()
-                self.record(cell, MEASURES[cell.kind](cell, self.bench))
-                return
-            except Failed as error:
-                self.failures[str(cell)] = str(error).strip().rpartition("\n")[2]
-                self.say(f"{cell}: {self.failures[str(cell)]}")
-
-    def start(self, role: str, shape: str) -> Member:
-        """One process."""
-        config, sizes = self.configs.get(shape), self.sizes
-        name = f"{role} {shape}".strip()
-        pt, ft, cache_bytes = "", "", 0
-        if config is not None:
-            home = self.directory / shape
-            pt, ft = (str(home / "pt"), str(home / "ft")) if home.exists() else write_pair(config, home)
-            models = 2 if role.endswith("tuco") or role == "two passes" else 1
-            shape_sizes = shape_of(config)
-            cache_bytes = sizes.kv_tokens(role, shape_sizes) * kv_bytes_per_token(shape_sizes, models)
-        spec = Spec(
-            role=role,
-            pt=pt,
-            ft=ft,
-            on_gpu=self.origin["gpu"] is not None,
-            compiled=not self.options.eager,
-            max_model_len=sizes.max_model_len(),
-            max_num_seqs=max(sizes.batches),
-            step_tokens=sizes.step_tokens,
-            kv_cache_bytes=cache_bytes + (64 << 20 if self.options.smoke else 0),
-            caches=str((self.options.caches or self.directory / "caches") / name.replace(" ", "-")),
-            more_arguments=self.options.engine_args,
-        )
-        return Member(name, build, spec)
-
-    def record(self, cell: Cell, measured: Record) -> None:
-        """Keep a cell, write it, and say what it is."""
-        record = {
-            "bench": "gpu",
-            "kind": cell.kind,
-            "shape": cell.shape,
-            "size": cell.size,
-            "config": self.configs.get(cell.shape),
-            "compiled": not self.options.eager,
-            "step_tokens": self.sizes.step_tokens,
-            "engine_args": self.options.engine_args,
-            "alive": [" ".join(key).strip() for key in self.bench.crew.living],
-            **measured,
-        }
-        self.records.append(record)
-        if not self.options.smoke:
-            provenance.append("gpu", {**record, "provenance": self.origin}, self.options.out)
-        for line in in_lines(cell, record):
-            self.say(line)
-
-    def say(self, line: str) -> None:
-        """A line of stdout, with the seconds left."""
-        print(f"[{self.bench.deadline.left():4.0f} s left] {line}", flush=True)
-
-    def close(self) -> None:
-        """What failed, what there was no time for, and the last line."""
-        unmeasured = [str(cell) for cell in self.left]
-        failed = {" ".join(key).strip(): why[-600:] for key, why in self.bench.crew.failed.items()}
-        for name in unmeasured:
-            self.say(f"no time for {name}")
-        for name in failed:
-            self.say(f"failed: {name}")
-        verdicts = [
-            {"shape": record["shape"], "size": record["size"], **judged}
-            for record in self.records
-            for judged in record.get("budgets", [])
-        ]
-        met = sum(judged["met"] for judged in verdicts)
-        self.say(f"{met} of {len(verdicts)} floors met; floors and goals not met:")
-        for judged in verdicts:
-            if not judged["goal_met"]:
-                where = [judged.get(key) for key in ("shape", "kernel", "rows", "size")]
-                self.say(" ".join(str(part) for part in where if part) + f" {in_words(judged)}")
-        keys = (
-            "kind",
-            "shape",
-            "size",
-            "tokens_per_s",
-            "mfu",
-            "over_stock",
-            "ratios",
-            "tuco_over_hugging_face",
-        )
-        summary = {
-            "bench": "gpu",
-            "recorded": not self.options.smoke,
-            "commit": self.origin["commit"],
-            "gpu": self.origin["gpu"],
-            "floors_met": None if self.options.smoke else all_met(self.records),
-            "complete": not (unmeasured or failed),
-            "cells": [{key: record[key] for key in keys if key in record} for record in self.records],
-            "budgets": verdicts,
-            "no_time_for": unmeasured,
-            "failed_cells": self.failures,
-            "failed_processes": failed,
-        }
-        print(json.dumps(summary), flush=True)
-
-    def end_at_once(self) -> None:
-        """The last resort: nothing may outlive the deadline."""
-        self.say("the deadline has passed long ago: all processes are killed")
-        self.bench.crew.kill()
-        os._exit(3)
+def main() -> None:
+    """Measure; tables and a last line of JSON on stdout, records in bench/results."""
+    options = parse()
+    set_environment()
+    os.environ |= {"OMP_NUM_THREADS": "1"} if options.dry_run else {}
+    run = Run(options)
+    for late in (signal.SIGALRM, signal.SIGTERM):
+        signal.signal(late, out_of_time)
+    signal.alarm(round(60 * options.minutes))
+    try:
+        run.measure()
+    except TimeoutError:
+        print("the time is up", flush=True)
+    finally:
+        signal.alarm(0)
+        end_engines()
+    summary = {
+        **{"bench": "gpu", "run": options.run, "recorded": bool(run.out), "commit": run.origin["commit"]},
+        "budgets": [] if options.dry_run else run.budgets,
+        **{"failed": run.failed, "no_time_for": [str(cell) for cell in run.left]},
+    }
+    print(json.dumps(summary), flush=True)
 
 
 if __name__ == "__main__":

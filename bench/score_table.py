@@ -1,4 +1,4 @@
-"""A cell of bench/score.py for people."""
+"""Cells of bench/score.py and of bench/gpu.py for people."""
 
 from statistics import median
 from typing import Any
@@ -52,3 +52,40 @@ def verdict(cell: dict[str, Any]) -> str:
         met = "met" if item["met"] else "NOT MET"
         lines.append(f"{item['name']} {item['value']:.2f}, floor {item['floor']:.2f}: {met}")
     return "\n".join(lines) + "\n"
+
+
+def gpu_table(record: dict[str, Any]) -> Table:
+    """A record of bench/gpu.py: a cell with its predictions, a step's kernels, engines, or a check."""
+    cell = [
+        f"{key} {record[key]}" for key in ("step_tokens", "prompt", "requests", "output") if key in record
+    ]
+    names = [str(record[key]) for key in ("model", "of", "kind", "way", "check") if key in record]
+    layout = Table(title=" ".join(names) + ": " * bool(cell) + ", ".join(cell), title_justify="left")
+    if record["kind"] == "trace":
+        for heading in (f"of {record['busy_ms']:.2f} ms, in {record['step_ms']:.2f}", "ms", "calls"):
+            layout.add_column(heading)
+        for name, milliseconds, calls in record["kernels"]:
+            layout.add_row(name, f"{milliseconds:.3f}", str(calls))
+    elif "over_stock" in record:
+        for heading in ("", "tokens/s", "predicted", "÷ stock", "min - max", "predicted", "budgets"):
+            layout.add_column(heading)
+        predicted = record["predicted_tokens_per_s"]
+        for way, ratio in record["over_stock"].items():
+            layout.add_row(
+                way,
+                f"{record['tokens_per_s'][way]:,}",
+                f"{predicted[way]:,}",
+                f"{ratio['median']:.3f}",
+                f"{ratio['min']:.3f} - {ratio['max']:.3f}",
+                f"{predicted[way] / predicted['stock']:.3f}",
+                ", ".join(
+                    f"{one['name']} {one['value']:.3f}, floor {one['floor']:.2f}, goal {one['goal']:.3f}"
+                    for one in record["budgets"]
+                    if one["name"].startswith(way)
+                ),
+            )
+    else:
+        for key in ("engines", "device", "exit", "seconds"):
+            if key in record:
+                layout.add_row(key, str(record[key]))
+    return layout

@@ -35,11 +35,14 @@ class Mode:
     pair: str
     asynchronous: bool | None = None
     chunk: int = 96
+    sequences: int = 64
+    """At once. Where the largest captured sizes have more tokens, they have fewer rows than tokens."""
 
     @property
     def id(self) -> str:
         scheduling = {None: "default", True: "async", False: "sync"}[self.asynchronous]
-        return f"{self.backend}-{self.graphs}-{self.dtype}-{self.pair}-{scheduling}-chunk{self.chunk}"
+        sizes = f"chunk{self.chunk}-seqs{self.sequences}"
+        return f"{self.backend}-{self.graphs}-{self.dtype}-{self.pair}-{scheduling}-{sizes}"
 
     @property
     def eager(self) -> bool:
@@ -54,7 +57,7 @@ class Mode:
     @property
     def on_a_cpu(self) -> tuple[Any, ...]:
         """What decides, without a device, how numbers come about."""
-        return self.eager, self.dtype
+        return self.eager, self.dtype, self.sequences
 
     def engine_args(self, **more: Any) -> dict[str, Any]:
         """vLLM's engine arguments, with ``more`` over them."""
@@ -63,7 +66,7 @@ class Mode:
             "enforce_eager": self.eager,
             "max_model_len": tiny_models.MAX_LEN,
             "max_num_batched_tokens": self.chunk,  # below a prompt's length: prefill comes in chunks
-            "max_num_seqs": 64,
+            "max_num_seqs": self.sequences,
             "block_size": 32,  # small blocks, so that short prompts hit the prefix cache
             "enable_prefix_caching": True,
             "kv_cache_memory_bytes": 256 << 20,

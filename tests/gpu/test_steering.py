@@ -25,6 +25,7 @@ MODES = [
     Mode("FLASH_ATTN", "eager", "bfloat16", "qwen3", asynchronous=False),
     Mode("FLASH_ATTN", "FULL_AND_PIECEWISE", "bfloat16", "llama"),
     Mode("FLASH_ATTN", "PIECEWISE", "bfloat16", "mistral"),
+    Mode("TRITON_ATTN", "FULL_AND_PIECEWISE", "float32", "llama", sequences=8),
 ]
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}

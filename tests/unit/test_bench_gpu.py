@@ -1,232 +1,200 @@
-"""The arithmetic behind bench/gpu.py against hand-computed numbers, its plan and its clock."""
+"""bench/gpu.py without a GPU: its plan, its memory rule, its turns, and what it records."""
 
+import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from gpu import test_scoring, test_steering
 
-from tuco_vllm.config import resolve_pair
-from tuco_vllm.errors import InputError
-
-GIB = 1 << 30
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def shapes(bench):
-    return bench("gpu_shapes")
+@pytest.fixture(scope="module")
+def gpu(bench):
+    """By path: a folder of the tests has the script's name."""
+    spec = importlib.util.spec_from_file_location("bench_gpu", ROOT / "bench" / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.fixture
-def plan(bench):
-    return bench("gpu_plan")
+def run_of(gpu, tmp_path, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments, "--out", str(tmp_path)])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = gpu.Run(gpu.parse())
+    run.origin = {"commit": "0123abc", "gpu": None}
+    return run
 
 
-@pytest.fixture
-def configs(shapes):
-    return {name: shapes.config_of(name, smoke=False) for name in shapes.CONFIGS}
+def records(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("name", "total"),
-    [("llama-3-8b", 8_030_261_248), ("llama-2-7b", 6_738_415_616), ("qwen3-8b", 8_190_735_360)],
-)
-def test_parameters_are_the_published_ones(shapes, configs, name, total):
-    sizes = shapes.parameters(configs[name])
-    final_norm = configs[name]["hidden_size"]
-    assert sizes["layers"] + 2 * sizes["embedding"] + final_norm == total
+def test_two_engines_fit_a_card_of_80_gb(gpu, bench, capsys):
+    memory = bench("roofline").H100.memory
+    for run in ("scoring", "generation"):
+        gpu.expect_room(gpu.plan(run, "llama-3-8b", None), memory)
+    said = capsys.readouterr().out
+    assert said.count("two engines take") == 3
+    assert "llama-2-7b scoring" in said
 
 
-@pytest.mark.parametrize(
-    ("name", "share", "bound"),
-    [("llama-3-8b", 0.0385, 0.99), ("llama-2-7b", 0.166, 0.88), ("qwen3-8b", 0.0435, 0.98)],
-)
-def test_share_of_keys_and_values_and_bound(shapes, configs, name, share, bound):
-    shape = shapes.shape_of(configs[name])
-    layer, key_value = shape.layer_flops(0)
-    assert key_value / layer == pytest.approx(share, abs=1e-3)
-    assert shape.bound(512) == pytest.approx(bound, abs=5e-3)
+def test_what_does_not_fit_is_refused_before_anything_starts(gpu, bench, tmp_path, monkeypatch):
+    h100, h200 = bench("roofline").H100.memory, bench("roofline").H200.memory
+    cells = gpu.plan("scoring", "llama-2-7b", None)  # 16384 tokens of 32 heads of keys and values
+    with pytest.raises(SystemExit, match=r"llama-2-7b scoring: .* of 79: .*--steps 2048"):
+        gpu.expect_room(cells, h100)
+    gpu.expect_room(cells, h200)
+    gpu.expect_room(gpu.plan("scoring", "llama-2-7b", [2048]), h100)  # the fix that is named
+    with pytest.raises(SystemExit, match="llama-3-70b"):
+        run_of(gpu, tmp_path, monkeypatch, "generation", "--model", "llama-3-70b", "--dry-run")
 
 
-def test_flops_of_llama_3_8b(shapes, configs):
-    """A layer has 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336) weights, and (512 + 1) / 2 keys a query."""
-    shape = shapes.shape_of(configs["llama-3-8b"])
-    weights, attention = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336), 2 * 513 * 4096
-    assert shapes.prefill_flops(shape, 512) == 32 * (2 * weights + attention)
-    assert shapes.work(shape, 512)["tuco"] == pytest.approx(1.008, abs=1e-3)
-
-
-def test_mfu_is_flops_done_over_flops_possible(shapes):
-    assert shapes.mfu(flops_per_token=14e9, tokens_per_second=40_000, ceiling=800e12) == pytest.approx(0.7)
-
-
-@pytest.mark.parametrize(
-    ("name", "stock"), [("llama-3-8b", 131_072), ("llama-2-7b", 524_288), ("qwen3-8b", 147_456)]
-)
-def test_kv_bytes_a_token(shapes, configs, name, stock):
-    shape = shapes.shape_of(configs[name])
-    assert shapes.kv_bytes_per_token(shape, 1) == stock
-    assert shapes.kv_bytes_per_token(shape, 2) == 2 * stock
-
-
-def test_a_pair_without_weights_is_one_for_engines_that_make_them_up(shapes, configs, tmp_path):
-    pt, ft = shapes.write_pair(configs["qwen3-8b"], tmp_path)
-    assert resolve_pair(pt, ft, weights=False).ft.architecture == "Qwen3ForCausalLM"
-    with pytest.raises(InputError, match=r"no model\.safetensors"):
-        resolve_pair(pt, ft)
-
-
-def test_cells_come_in_order_of_importance(plan, configs):
-    names = [str(cell) for cell in plan.cells(configs, plan.FULL)]
-    assert len(names) == len(set(names))
-    assert names[:6] == [
-        "machine",
-        "llama-3-8b scoring 512 tokens",
-        "llama-3-8b generation 256 at once",
-        "llama-3-8b generation 64 at once",
-        "llama-3-8b scoring 128 tokens",
-        "llama-3-8b scoring 2048 tokens",
+def test_cells_come_in_order_of_importance_and_their_engines_together(gpu):
+    scoring = [cell[2:4] for cell in gpu.plan("scoring", "qwen3-8b", None)]
+    assert scoring[:2] == [(16384, 512), (16384, 2048)]
+    assert {step for step, _ in scoring} == {2048, 16384}
+    assert {prompt for _, prompt in scoring} == {32, 128, 512, 2048}
+    generation = gpu.plan("generation", "llama-3-8b", None)
+    assert [cell[:2] for cell in generation] == [
+        ("llama-3-8b", "generation"),
+        *[("llama-2-7b", "scoring")] * 2,
     ]
-    others = [
-        "llama-2-7b scoring 512 tokens",
-        "qwen3-8b scoring 512 tokens",
-        "qwen3-8b generation 256 at once",
-    ]
-    assert sorted(others, key=names.index) == others
-    assert names.index("llama-3-8b references 512 tokens") < names.index(others[0])
+    assert generation[0].requests == 64
 
 
-def test_only_some_kinds_of_cells(plan, configs):
-    kinds = [cell.kind for cell in plan.cells(configs, plan.FULL, ["profile", "kernels"])]
-    assert kinds == ["profile", "profile generation", "kernels"]
-    first, *rest = plan.cells(configs, plan.FULL, ["scoring"])
-    assert first.kind == "machine"  # MFU is a fraction of what it measures
-    assert {cell.kind for cell in rest} == {"scoring"}
+@pytest.mark.parametrize("run", ["scoring", "generation"])
+def test_a_dry_run_has_the_steps_that_are_traced(gpu, run):
+    """Prompts that score fill a step and go on in a second; those that generate are decoding in the sixth.
+    Of each set of engines the first cell is traced."""
+    cells = gpu.plan(run, "llama-3-8b", None)
+    firsts = [cell for place, cell in enumerate(cells) if not place or cell[:2] != cells[place - 1][:2]]
+    for cell in map(gpu.small, firsts):
+        if cell.output:
+            assert cell.requests * cell.prompt / cell.step_tokens + cell.output > 6
+        else:
+            assert cell.requests * cell.prompt > cell.step_tokens >= cell.prompt
 
 
-def test_a_crew_fits_and_no_engine_starts_twice_while_it_is_needed(plan, configs):
-    left, living, starts, room = plan.cells(configs, plan.FULL), [], [], 130 * GIB
-    while left:
-        if not {*left[0].members()} <= {*living}:
-            crew = plan.crew(left, configs, plan.FULL, room, living)
-            assert {*left[0].members()} <= {*crew}
-            assert sum(plan.device_bytes(role, configs.get(name), plan.FULL) for role, name in crew) <= room
-            starts += [key for key in crew if key not in living]
-            living = crew
-        left.pop(0)
-    assert starts[:5] == [("machine", "")] + [(role, "llama-3-8b") for role in plan.SCORING + plan.GENERATING]
-    assert len([key for key in starts if key[1] == "llama-3-8b"]) == 6
-    first_others = starts.index(("scoring stock", "llama-2-7b"))
-    assert ("scoring tuco", "qwen3-8b") in starts[first_others : first_others + 4]  # with Llama-2's
+def test_settings_are_the_same_for_both_engines_but_for_the_cache(gpu, bench):
+    roofline = bench("roofline")
+    cells = gpu.plan("scoring", "llama-3-8b", None)
+    config = roofline.CONFIGS["llama-3-8b"]
+    (stock, _), (tuco, _) = (gpu.of_engine(cells, config, models) for models in (1, 2))
+    assert {key for key in stock if stock[key] != tuco[key]} == {"kv_cache_memory_bytes"}
+    assert tuco["kv_cache_memory_bytes"] == 2 * stock["kv_cache_memory_bytes"]
+    assert (stock["max_num_batched_tokens"], stock["runner"]) == (16384, "pooling")
+    room = stock["kv_cache_memory_bytes"] / roofline.kv_bytes_per_token(config, 1)
+    assert room >= 2 * 16384 + 2048  # two steps in flight, and a prompt that is cut
+    texts, _ = gpu.of_engine(gpu.plan("generation", "llama-3-8b", None)[:1], config, 1)
+    assert texts["kv_cache_memory_bytes"] >= 64 * (64 + 128) * roofline.kv_bytes_per_token(config, 1)
 
 
-def test_settings_of_engines_that_share_a_device(bench):
-    def settings(role, **more):
-        spec = {"compiled": True, "max_model_len": 96, "max_num_seqs": 8, "step_tokens": 128, "caches": "c"}
-        more = {"on_gpu": True, "kv_cache_bytes": GIB, **more}
-        return bench("gpu_roles").Spec(role=role, pt="pt", ft="ft", **spec, **more).engine_args()
-
-    scoring, generating = settings("scoring tuco"), settings("generating stock")
-    assert scoring["gpu_memory_utilization"] < 0.05  # else vLLM refuses a device that others are on
-    assert scoring["compilation_config"] == {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128]}
-    assert (scoring["runner"], generating["runner"]) == ("pooling", "generate")
-    assert (scoring["enable_prefix_caching"], "enable_prefix_caching" in generating) == (False, False)
-    differ = {key for key in scoring if scoring[key] != generating.get(key)}
-    assert differ == {"runner", "enable_prefix_caching"}
-    assert settings("two passes")["enforce_eager"]
-    assert not settings("scoring stock", more_arguments={"enforce_eager": False})["enforce_eager"]
-    assert "gpu_memory_utilization" not in settings("scoring stock", on_gpu=False)
+@pytest.mark.parametrize("name", ["scoring, eager", "scoring, 8 sequences", "scoring, graphs"])
+def test_what_correctness_asks_pytest_for_is_there(gpu, name):
+    path, only = gpu.CHECKS[name]
+    assert (ROOT / path).is_file()
+    assert [mode for mode in test_scoring.MODES if only in mode.id]
 
 
-def test_the_clock_runs_out(plan):
-    plan.Deadline(1).check(59)
-    with pytest.raises(plan.OutOfTime):
-        plan.Deadline(1).check(61)
-    with pytest.raises(plan.OutOfTime):
-        plan.Deadline(0).check()
+def test_correctness_leaves_no_mode_of_steering_out(gpu):
+    chosen = [only for path, only in gpu.CHECKS.values() if path.endswith("test_steering.py")]
+    assert chosen == ["eager", "not eager"]
+    assert {mode.eager for mode in test_steering.MODES} == {True, False}
+    assert all(("eager" in mode.id) == mode.eager for mode in test_steering.MODES)
 
 
-def test_rounds_end_with_the_time_and_only_whole_ones_count(bench, plan):
-    cells = bench("gpu_cells")
-    order = []
-
-    def turn(name, last):
-        def take(number):
-            order.append(name)
-            if number > last:
-                raise plan.OutOfTime
-            return 0.01 * number
-
-        return take
-
-    run = cells.Bench(plan.SMOKE, rounds=5, smoke=True, deadline=plan.Deadline(1))
-    seconds = cells.rounds_of({"a": turn("a", 2), "b": turn("b", 9)}, run)
-    assert seconds == {"a": [0.01, 0.02], "b": [0.01, 0.02]}
-    assert order == ["a", "b", "b", "a", "a"]
-    with pytest.raises(plan.OutOfTime):
-        cells.rounds_of({"a": turn("a", 0)}, run)
-
-
-def test_ratios_are_taken_within_a_round(bench):
-    cells = bench("gpu_cells")
-    found = cells.ratios_to("stock", {"stock": [1.0, 2.0, 4.0], "tuco": [2.0, 2.0, 5.0]})
-    assert found["tuco"] == {"median": 0.8, "min": 0.5, "max": 1.0}
-    assert cells.ratios_to("stock", {"tuco": [1.0]}) == {}
-
-
-def test_loads_ask_for_what_they_are_named_for(bench):
-    cells = bench("gpu_cells")
-    roles = {role: (role, "x") for role in ("generating stock", "generating tuco")}
-    loads = cells.loads_of(64, (1, 8, 64, 256), roles)
-    assert list(loads) == ["stock", "plain", "scored", "1 alpha", "8 alphas", "64 alphas"]
-    assert loads["stock"] == roles["generating stock"]
-    assert cells.wishes_of("plain", 4) is None
-    assert cells.wishes_of("scored", 2) == [(1.0, True)] * 2
-    for load, different in (("1 alpha", 1), ("8 alphas", 8), ("64 alphas", 64)):
-        alphas = {alpha for alpha, scored in cells.wishes_of(load, 64) if not scored}
-        assert len(alphas) == different
-        assert 1.0 not in alphas
-
-
-def test_budgets(bench):
-    budgets = bench("gpu_budgets")
-    near = budgets.judge("scoring / stock, grouped heads", 0.95, bound=0.99)
-    assert (near["met"], near["goal_met"], near["goal"]) == (True, False, pytest.approx(0.9603))
-    assert "floor 0.45 NOT MET" in budgets.in_words(budgets.judge("1 alpha / stock", 0.40))
-    assert budgets.all_met([{"budgets": [near]}, {}]) is True
-    assert budgets.all_met([{}]) is None
-
-
-@pytest.mark.parametrize(
-    ("kernel", "group"),
-    [
-        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "matrix products"),
-        ("void cutlass::device_kernel<flash::enable_sm90<flash::FlashAttnFwdSm90<...>>>", "attention"),
-        ("void vllm::reshape_and_cache_flash_kernel<__nv_bfloat16>", "cache writes"),
-        ("kernel_unified_attention_2d", "attention"),
-        ("_dual_rms_norm_kernel", "our kernels"),
-        ("_accumulate_contribution_kernel", "our kernels"),
-        ("void vllm::fused_add_rms_norm_kernel<c10::BFloat16, 8>", "norms"),
-        ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_0", "norms"),
-        ("triton_poi_fused_mul_silu_slice_1", "other fused"),
-        ("Memcpy DtoD (Device -> Device)", "copies"),
-        ("aten::mm", "matrix products"),
-        ("void at::native::index_elementwise_kernel<128, 4>", "rest"),
-    ],
-)
-def test_kernels_by_group(bench, kernel, group):
-    assert bench("gpu_profile").group_of(kernel) == group
-
-
-def test_gaps_are_what_no_kernel_fills(bench):
-    """0 - 10 and 5 - 20 overlap, 30 - 40 stands apart: 30 busy of 40."""
-    found = bench("gpu_profile").summary(
-        [
-            ("nvjet", 0.0, 10_000.0),
-            ("_steer_residual_kernel", 30_000.0, 40_000.0),
-            ("gemm", 5_000.0, 20_000.0),
-        ]
+def test_a_check_is_recorded_and_one_that_fails_is_named(gpu, tmp_path, monkeypatch):
+    run = run_of(gpu, tmp_path, monkeypatch, "correctness")
+    (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_it(): assert False\n")
+    monkeypatch.setattr(
+        gpu,
+        "CHECKS",
+        {"good": ("tests/unit/test_import_rules.py", "no_such_test"), "bad": (str(tmp_path), "")},
     )
-    assert (found["busy_ms"], found["span_ms"], found["gaps_ms"]) == (30.0, 40.0, 10.0)
-    assert found["groups_ms"] == {"matrix products": 25.0, "our kernels": 10.0}
+    run.left = list(gpu.CHECKS)
+    run.measure()
+    assert [(one["check"], one["exit"]) for one in records(tmp_path)] == [("good", 5), ("bad", 1)]
+    assert run.failed == ["good: pytest's exit code is 5", "bad: pytest's exit code is 1"]
+
+
+@pytest.fixture
+def scripted(gpu, bench, tmp_path, monkeypatch):
+    """A run whose engines answer at once: seconds by way and round, in the order of their turns."""
+    run = run_of(gpu, tmp_path, monkeypatch, "generation", "--rounds", "3")
+    run.config, run.engines = bench("roofline").CONFIGS["llama-3-8b"], {}
+    run.device = bench("roofline").H100
+    run.turns = []
+
+    def turn(cell, way, number, traced=-1):
+        run.turns.append((number, way))
+        return {"stock": 1.0, "steered": 2.0}.get(way, 4.0) * (100 if number == 0 else number)
+
+    monkeypatch.setattr(run, "turn", turn)
+    return run
+
+
+def test_ratios_are_taken_within_a_round_and_the_first_does_not_count(scripted, tmp_path):
+    scripted.rounds(scripted.left[0])
+    [record] = records(tmp_path)
+    assert record["seconds"]["stock"] == [1.0, 2.0, 3.0]
+    assert record["over_stock"]["steered"] == {"median": 0.5, "min": 0.5, "max": 0.5}
+    assert record["over_stock"]["mixed"]["median"] == 0.25
+    assert record["tokens_per_s"]["stock"] == 64 * 128 / 2
+    assert {one["name"]: (one["value"], one["met"]) for one in record["budgets"]} == {
+        "plain / stock": (0.25, False),
+        "steered / stock": (0.5, True),
+        "mixed / steered": (0.5, False),
+    }
+    assert record["predicted_tokens_per_s"]["stock"] > record["predicted_tokens_per_s"]["steered"]
+    assert record["provenance"]["commit"] == "0123abc"
+
+
+def test_sides_take_turns_and_the_order_is_turned_about(scripted):
+    scripted.rounds(scripted.left[1])
+    assert [way for _, way in scripted.turns] == ["tuco", "stock", "stock", "tuco"] * 2
+    assert [number for number, _ in scripted.turns] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_floors_of_scoring_begin_at_256_tokens_and_know_grouped_heads(gpu, bench):
+    roofline, seconds = bench("roofline"), {"stock": [1.0], "tuco": [1.0 / 0.85]}
+    shapes = {name: roofline.shape_of(roofline.CONFIGS[name]) for name in ("llama-3-8b", "llama-2-7b")}
+    cells = {prompt: gpu.Cell("", "scoring", 2048, prompt, 8) for prompt in (128, 512)}
+    assert gpu.budgets(cells[128], seconds, shapes["llama-3-8b"]) == []
+    [grouped] = gpu.budgets(cells[512], seconds, shapes["llama-3-8b"])
+    [all_heads] = gpu.budgets(cells[512], seconds, shapes["llama-2-7b"])
+    assert (grouped["floor"], grouped["met"], grouped["goal"]) == (0.90, False, pytest.approx(0.96, abs=0.01))
+    assert (all_heads["floor"], all_heads["met"]) == (0.82, True)
+
+
+def test_what_fails_and_what_there_is_no_time_for_is_named(gpu, scripted, monkeypatch, capsys):
+    """The first cell fails, the second is measured, the time is up in the third."""
+    cells = list(scripted.left)
+
+    def rounds(cell):
+        if cell == cells[0]:
+            raise RuntimeError("out of memory")
+        if cell == cells[2]:
+            raise TimeoutError
+
+    for name in ("start_engines", "trace"):
+        monkeypatch.setattr(scripted, name, lambda _: None)
+    monkeypatch.setattr(scripted, "rounds", rounds)
+    monkeypatch.setattr(gpu, "Run", lambda options: scripted)
+    monkeypatch.setattr(gpu, "set_environment", lambda: None)  # it would be all later tests' too
+    gpu.main()
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["failed"] == [f"{cells[0]}: out of memory"]
+    assert summary["no_time_for"] == [str(cells[2])]
+
+
+def test_fewer_than_three_rounds_are_no_measurement(gpu, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "scoring", "--rounds", "2"])
+    with pytest.raises(SystemExit):
+        gpu.parse()
 
 
 def test_provenance_of_a_copy_without_history(bench, monkeypatch):
@@ -237,3 +205,23 @@ def test_provenance_of_a_copy_without_history(bench, monkeypatch):
     monkeypatch.setattr(provenance, "_git", lambda *_: None)
     found = provenance.provenance()
     assert (found["commit"], found["dirty"]) == ("0123abc", None)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["scoring", "generation"])
+def test_a_dry_run_measures_and_traces_every_cell(run, gpu, tmp_path):
+    command = [sys.executable, "bench/gpu.py", run, "--dry-run", "--rounds", "3", "--out", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    assert (summary["failed"], summary["no_time_for"]) == ([], [])
+    found = records(tmp_path)
+    planned = [gpu.small(cell) for cell in gpu.plan(run, "llama-3-8b", None)]
+    measured = [gpu.Cell(*(one[key] for key in gpu.Cell._fields)) for one in found if "over_stock" in one]
+    assert measured == planned
+    for one in found:
+        if one["kind"] == "trace":
+            assert one["kernels"]
+        for engine in one.get("engines", {}).values():
+            assert engine["kv_bytes_per_token"] > 0
