@@ -214,6 +214,13 @@ def test_a_column_with_a_value_a_row_is_no_group(tmp_path, report):
         report(run, group="id")
 
 
+def test_a_long_groups_name_does_not_drown_a_message(tmp_path, report):
+    run = write_run(tmp_path / "run", scored_rows([0.1, 0.2], group=["a" * 3000, "b"]))
+    with pytest.raises(InputError, match=r"there are a+…, b$") as caught:
+        report(run, against="c")
+    assert len(str(caught.value)) < 200
+
+
 def test_groups_of_any_type(tmp_path, report):
     rows = scored_rows([0.1, 0.2, 0.3, 0.4], group=[[1, 2], None, [1, 2], []])
     found = report(write_run(tmp_path / "run", rows, parts=1)).rows("distribution", "group")

@@ -1,5 +1,7 @@
 """Several runs in one report, runs in an object store, and the files that a report writes."""
 
+import os
+
 import numpy as np
 import pytest
 from object_store import SECRET, object_store  # noqa: F401
@@ -177,6 +179,9 @@ def test_an_earlier_report_is_replaced_and_nothing_else(tmp_path, report):
     (tmp_path / "other-tables/auc.csv").write_text("mine")
     with pytest.raises(InputError, match="is no report's"):
         report(run, out="other.html")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        report(run, out="pipe")
     with pytest.raises(InputError, match="there is no folder"):
         report(run, out="nowhere/report.html")
     with pytest.raises(InputError, match="is a folder"):

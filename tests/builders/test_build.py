@@ -2,13 +2,16 @@
 
 import gzip
 import json
+import os
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 
+import tuco_vllm
 from tuco_vllm import cli
-from tuco_vllm.demo import FT
+from tuco_vllm.demo import FT, PT
+from tuco_vllm.errors import EngineError
 from tuco_vllm.prompts import load_tokenizer
 
 
@@ -191,6 +194,7 @@ def test_controls_are_as_long_as_the_attack(build, tokenizer, tmp_path):
         ("x.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03broken", "cannot read"),
         ("x.parquet", b"", "is neither .csv nor .jsonl"),
         ("x.jsonl", b"", "there is nothing to write"),
+        ("x.jsonl", b'{"prompt": "a \\ud800"}\n', "x.jsonl:0: the text in column 'prompt' holds a lone surrogate"),
     ],
 )
 def test_bad_input_is_named_and_what_was_there_stays(build, tmp_path, capsys, name, data, said):
@@ -210,3 +214,26 @@ def test_nothing_is_replaced_unasked(tmp_path, capsys):
     assert json.loads(out.read_text())["messages"][0]["content"] == "a\u2028b"
     assert cli.main(["build", "refusal-shots", str(data), f"--out={out}", "--shots=0"]) == 2
     assert "--overwrite replaces it" in capsys.readouterr().err
+
+
+def test_nothing_takes_the_place_of_a_pipe(tmp_path, capsys):
+    data = jsonl(tmp_path / "x.jsonl", [{"prompt": "a"}])
+    os.mkfifo(tmp_path / "pipe")
+    command = ["build", "refusal-shots", str(data), f"--out={tmp_path / 'pipe'}", "--shots=0", "--overwrite"]
+    assert cli.main(command) == 2
+    assert "name a file" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_outcomes_stay_until_an_engine_has_started(tmp_path, monkeypatch, capsys):
+    def no_engine(*_, **__):
+        raise EngineError("no engine today")
+
+    monkeypatch.setattr(tuco_vllm, "TucoLLM", no_engine)
+    data, out = jsonl(tmp_path / "x.jsonl", [{"prompt": "a"}]), tmp_path / "o.jsonl"
+    out.write_text("what eight hours of sampling gave\n")
+    command = ["build", "outcomes", str(data), f"--pt={PT}", f"--ft={FT}", "--overwrite"]
+    assert cli.main([*command, f"--out={out}"]) == 3
+    assert out.read_text() == "what eight hours of sampling gave\n"
+    assert cli.main([*command, f"--out={tmp_path}"]) == 2
+    assert "is a folder: name a file" in capsys.readouterr().err

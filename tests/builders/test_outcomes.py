@@ -68,3 +68,12 @@ def test_other_prompts_and_settings_are_refused(tmp_path):
     out.write_text(json.dumps({"a": 1}) + "\n" + json.dumps({"b": 1}) + "\n")
     with pytest.raises(InputError, match="is no file of outcomes"):
         left(ROWS, SAMPLING, out)
+
+
+@pytest.mark.parametrize("theirs", [b"my only line", b'{"prompt": "a"}\n{"prompt": "b"}', b"\xff\xfe"])
+def test_a_file_of_somebody_else_stays_as_it_was(tmp_path, theirs):
+    out = tmp_path / "prompts.jsonl"
+    out.write_bytes(theirs)
+    with pytest.raises(InputError, match="name another --out"):
+        write_outcomes(ROWS, SAMPLING, out, fake)
+    assert out.read_bytes() == theirs

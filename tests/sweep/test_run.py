@@ -179,6 +179,18 @@ def test_a_part_that_was_deleted_is_asked_again(pair, job_of):
     assert answers(job) == before
 
 
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_part_that_was_cut_is_asked_again(pair, job_of, size):
+    job, engine = job_of(), FakeEngine()
+    run_sweep(job, pair, FakeEngine().opened)
+    before = answers(job)
+    part = next(run.store_at(job.out).folder.glob("answers-00001-*"))
+    part.write_bytes(part.read_bytes()[:size])
+    run_sweep(job, pair, engine.opened)
+    assert len(engine.calls) == 1
+    assert answers(job) == before
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

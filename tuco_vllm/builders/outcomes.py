@@ -103,9 +103,8 @@ def _done(out: Path, head: Row) -> set[tuple[str, float]]:
         return set()
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]  # a kill may have cut the last line
-    if len(whole) < len(data):
-        os.truncate(out, len(whole))
-    if not whole:
+    if not whole and json.dumps(head).encode().startswith(data):
+        os.truncate(out, 0)
         return set()
     try:
         first, *lines = [json.loads(line) for line in whole.decode().split("\n") if line]
@@ -114,6 +113,7 @@ def _done(out: Path, head: Row) -> set[tuple[str, float]]:
         raise InputError(f"{out} is no file of outcomes: name another --out") from error
     if first != head:
         raise InputError(f"{out} holds outcomes of other prompts or settings: name another --out")
+    os.truncate(out, len(whole))  # not before: the file may be anybody's
     return done
 
 

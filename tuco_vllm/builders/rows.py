@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from tuco_vllm.errors import InputError
+from tuco_vllm.prompt_checks import PromptError, check_text
 
 Row = dict[str, Any]
 
@@ -68,6 +69,10 @@ def text_in(row: Row, column: str) -> str:
         raise InputError(
             f"{row['_place']} needs a text in column {column!r:.60}, and {told}: name the column"
         )
+    try:
+        check_text(value, f"text in column {column!r:.60}")
+    except PromptError as error:
+        raise InputError(f"{row['_place']}: {error}: mend the row, or leave it out") from error
     return value
 
 
@@ -123,9 +128,10 @@ def write_rows(rows: Iterable[Row], out: Path, *, overwrite: bool) -> int:
 
 def expect_free(out: Path, *, overwrite: bool) -> None:
     """Raises InputError where ``out`` is there and may not be replaced."""
-    if out.is_dir() or (out.exists() and not overwrite):
-        mend = "is a folder: name a file" if out.is_dir() else "is there already: --overwrite replaces it"
-        raise InputError(f"{out} {mend}")
+    if out.exists() and not out.is_file():
+        raise InputError(f"{out} is {'a folder' if out.is_dir() else 'a pipe or a device'}: name a file")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} is there already: --overwrite replaces it")
 
 
 def _text(path: Path) -> str:

@@ -156,7 +156,7 @@ def _built(arguments: argparse.Namespace) -> "Iterable[Row]":
 def _sample(arguments: argparse.Namespace) -> int:
     """Outcomes resume by themselves, so they have a way of their own."""
     from tuco_vllm.builders.outcomes import Sampling, left, write_outcomes
-    from tuco_vllm.builders.rows import read_rows
+    from tuco_vllm.builders.rows import expect_free, read_rows
     from tuco_vllm.config import resolve_pair
     from tuco_vllm.steering import parse_alpha
 
@@ -172,9 +172,8 @@ def _sample(arguments: argparse.Namespace) -> int:
     pair = resolve_pair(arguments.pt, arguments.ft)
     told = f"{pair.pt.fingerprint} {pair.ft.fingerprint} {arguments.max_model_len}"
     sampling = replace(sampling, models=told)
-    if arguments.overwrite:
-        arguments.out.unlink(missing_ok=True)
-    count = len(left(asked, sampling, arguments.out))
+    expect_free(arguments.out, overwrite=True)
+    count = len(asked) * len(alphas) if arguments.overwrite else len(left(asked, sampling, arguments.out))
     if count:
         from tuco_vllm import TucoLLM
         from tuco_vllm.corpus.progress import start_shown
@@ -183,6 +182,8 @@ def _sample(arguments: argparse.Namespace) -> int:
         with start_shown():
             llm = TucoLLM(arguments.pt, arguments.ft, task="generate", **given)
         with llm:
+            if arguments.overwrite:  # an engine has started: nothing is removed before
+                arguments.out.unlink(missing_ok=True)
             write_outcomes(asked, sampling, arguments.out, _sampler(llm, sampling))
     print(f"tuco: {count:,} rows sampled; all are in {arguments.out}", file=sys.stderr)
     return 0

@@ -79,9 +79,10 @@ class SweepDirectory:
         self.store.delete(*self._parts(), EFFECTS, SWEEP)
 
     def missing(self, chunks: int) -> list[int]:
-        """The chunks that have no answers yet."""
+        """The chunks that have no answers yet, or not all of what was written."""
         there = self.store.list("")
-        return [number for number in range(chunks) if not there.get(self._part(number))]
+        names = map(self._part, range(chunks))
+        return [number for number, name in enumerate(names) if not (there.get(name) and self._is_whole(name))]
 
     @property
     def is_finished(self) -> bool:
@@ -96,7 +97,9 @@ class SweepDirectory:
         """The answers of a chunk, whole or not at all."""
         file = io.BytesIO()
         pq.write_table(answers.replace_schema_metadata(self._metadata(answers)), file, compression="zstd")
-        self.store.create(self._part(number), file.getvalue())
+        name = self._part(number)
+        if not self.store.create(name, file.getvalue()) and not self._is_whole(name):
+            self.store.replace(name, file.getvalue())
 
     def finish(self) -> None:
         """Mark the sweep complete."""
@@ -104,6 +107,15 @@ class SweepDirectory:
 
     def _metadata(self, answers: pa.Table) -> dict[bytes, bytes]:
         return {**(answers.schema.metadata or {}), b"tuco.sweep": self._sweep["sweep"].encode()}
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether a file has its end: a power cut may leave a name with less behind it, or nothing."""
+        with self.store.open(name) as file:
+            try:
+                pq.read_metadata(file)
+            except (pa.ArrowException, OSError):
+                return False
+        return True
 
     def _part(self, number: int) -> str:
         return f"answers-{number:05d}-{self._sweep['sweep']}.parquet"

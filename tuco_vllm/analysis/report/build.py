@@ -85,6 +85,8 @@ def expect_ours(out: Path) -> None:
     if out.is_dir():
         raise InputError(f"--out {out} is a folder: name a file in it, say {out / 'report.html'}")
     if out.exists():
+        if not out.is_file():
+            raise InputError(f"--out {out} is a pipe or a device: name a file")
         with out.open("rb") as file:
             if _MARK not in file.read(2000):
                 raise InputError(f"--out {out} is no report of ours: name another file")

@@ -9,6 +9,7 @@ from scipy import stats
 
 from tuco_vllm.analysis.database import EXACT_ROWS, quantiles
 from tuco_vllm.analysis.report.data import Runs
+from tuco_vllm.analysis.report.document import visible
 from tuco_vllm.analysis.statistics import LEVEL, Estimate, auc, tpr_at_fpr
 from tuco_vllm.errors import InputError
 
@@ -127,7 +128,7 @@ class Cells:
         names = {self.group_name(group): group for group in range(len(self.runs.groups))}
         if against is not None:
             if against not in names:
-                known = ", ".join(list(names)[:20])
+                known = ", ".join(visible(name, 60) for name in list(names)[:20])
                 raise InputError(f"--against {against}: there is no such group; there are {known}")
             return names[against]
         sizes = {
