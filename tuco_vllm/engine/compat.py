@@ -57,7 +57,8 @@ attention layer may be called with fewer queries than keys.
     subclass_attention_backend(name_prefix, attention_backend_cls, builder_cls),
     AttentionBackend.forward_includes_kv_cache_update, .get_name(), .get_builder_cls(),
     AttentionCGSupport.NEVER, vllm.v1.attention.backend.AttentionMetadataBuilder.supports_update_block_table,
-    .build(common_prefix_len, common_attn_metadata, fast_build), .get_cudagraph_support,
+    .build(common_prefix_len, common_attn_metadata, fast_build), .build_for_cudagraph_capture(
+    common_attn_metadata), .get_cudagraph_support(vllm_config, kv_cache_spec),
     CommonAttentionMetadata.replace, .query_start_loc, .query_start_loc_cpu, .seq_lens, .num_reqs,
     .seq_lens_cpu_upper_bound, .num_actual_tokens, .max_query_len, .block_table_tensor, .slot_mapping,
     .positions, .is_prefilling, .req_idx, ._num_computed_tokens_cache, ._token_to_req_indices_cache,
@@ -127,6 +128,17 @@ steering_v1.py, worker.py: a step's rows before its metadata, scores into logpro
     vllm.v1.worker.gpu_input_batch.CachedRequestState.generator,
     vllm.v1.spec_decode.metadata.SpecDecodeMetadata.num_draft_tokens,
     vllm.v1.outputs.SamplerOutput.logprobs_tensors, .sampled_token_ids
+step_graphs.py, worker.py: which CUDA graphs a step may replay, and when they are captured. Until: a model has a
+say in the graph of a step.
+    GPUModelRunnerV1._determine_batch_execution_and_padding(force_uniform_decode=), .capture_model(),
+    .profile_cudagraph_memory(),
+    vllm.v1.worker.gpu.model_runner.GPUModelRunner.gather_batch_req_state(scheduler_output, dummy_run),
+    .capture_model(), .profile_cudagraph_memory(), .model_state,
+    vllm.v1.worker.gpu.model_runner.BatchReqState.req_ids, .num_scheduled_tokens, .num_draft_tokens_np,
+    CUDAGraphMode.PIECEWISE
+graph_rows.py: PT's pad rows are numbers. Until: a backend sets what it leaves out to zero.
+    vllm.model_executor.layers.attention.Attention.impl, vllm.config.CompilationConfig.static_forward_context,
+    vllm.v1.attention.backend.AttentionImpl.forward(layer, query, key, value, kv_cache, attn_metadata, output=)
 scoring_v1.py: how many rows of each request a step reads. Until: runner V1 goes.
     PlatformWorker.init_device(), .model_runner, GPUModelRunnerV1.requests, .input_batch,
     ._prepare_inputs(scheduler_output, num_scheduled_tokens), vllm.pooling_params.PoolingParams.extra_kwargs,
