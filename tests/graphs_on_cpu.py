@@ -26,8 +26,8 @@ STALE = 1e3
 
 @contextmanager
 def imitated(sizes: list[int]) -> Iterator[Counter[str]]:
-    """Graphs for ``sizes`` tokens. Yields how many steps ran as what: "FULL", "PIECEWISE" (of the pair, padded),
-    and what of those had pads, "FULL padded" and "PIECEWISE padded"; "unpadded" are the pair's without a graph."""
+    """Graphs for ``sizes`` tokens. Yields how many steps ran as what: "FULL", "PIECEWISE" (of the pair), of
+    these with pads "FULL padded" and "PIECEWISE padded"; "unpadded" are the pair's without a graph."""
     seen: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
         _choose(patch, sizes)
@@ -47,16 +47,20 @@ def _choose(patch: pytest.MonkeyPatch, sizes: list[int]) -> None:
     from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
 
     def dispatch(
-        self: Any, num_reqs: int, num_tokens: int, uniform: int | None, loras: int, *_: Any, **__: Any
+        self: Any, num_reqs: int, num_tokens: int, uniform: int | None, *, num_active_loras: int, **_: Any
     ) -> Any:
         padded = min((size for size in sizes if size >= num_tokens), default=None)
         if padded is None:
-            return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs, num_active_loras=loras)
+            return BatchExecutionDescriptor(
+                CUDAGraphMode.NONE, num_tokens, num_reqs, num_active_loras=num_active_loras
+            )
         if uniform is not None and padded % uniform == 0 and padded // uniform <= self.max_num_reqs:
             return BatchExecutionDescriptor(
-                CUDAGraphMode.FULL, padded, padded // uniform, uniform, num_active_loras=loras
+                CUDAGraphMode.FULL, padded, padded // uniform, uniform, num_active_loras=num_active_loras
             )
-        return BatchExecutionDescriptor(CUDAGraphMode.PIECEWISE, padded, None, num_active_loras=loras)
+        return BatchExecutionDescriptor(
+            CUDAGraphMode.PIECEWISE, padded, None, num_active_loras=num_active_loras
+        )
 
     patch.setattr(CudaGraphManager, "dispatch", dispatch)
 

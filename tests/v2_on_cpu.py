@@ -100,8 +100,8 @@ def run(spec: dict[str, Any]) -> Any:
     out) and fields of SamplingParams; returns what two rounds of them (or as many as ``times`` says) gave, a
     list of completions for each request, and the engine's counters.
 
-    With pad_to, a list of sizes, batches are padded (``padded_batches``). With graphs, such a list, graphs are
-    imitated while it generates (``graphs_on_cpu``), and "steps" counts them.
+    With pad_to, a list of sizes, batches are padded (``padded_batches``). With graphs, such a list, graphs
+    are imitated while it generates (``graphs_on_cpu``), and "steps" counts them.
     """
     if "graphs" in spec:
         with graphs_on_cpu.imitated(spec["graphs"]) as seen:

@@ -25,7 +25,6 @@ from torch import Tensor
 from tuco_vllm.engine.compat import async_tensor_h2d
 from tuco_vllm.engine.rows import rows_in
 from tuco_vllm.engine.step_plan import StepPlan
-from tuco_vllm.engine.wide_rows import mix
 
 PAD = -1
 
@@ -67,16 +66,13 @@ def padded(values: Any, size: int) -> NDArray[np.int64]:
 
 def zero_pad_rows(attention: Any) -> None:
     """Let an ``Attention`` of PT's (vLLM's) set to zero what it does not compute."""
-    mix(attention.impl, _ZeroesPadRows)
+    stock = attention.impl.forward
 
-
-class _ZeroesPadRows:
-    """Mixed into an attention's implementation, which vLLM runs between the graphs."""
-
-    def forward(self: Any, *args: Any, output: Tensor, **kwargs: Any) -> Any:
-        stock: Any = super()
-        made = stock.forward(*args, output=output, **kwargs)
+    def forward(*args: Any, output: Tensor, **kwargs: Any) -> Any:
+        made = stock(*args, output=output, **kwargs)
         metadata = args[5]  # layer, query, key, value, cache, metadata
         if metadata is not None:
             output[len(rows_in(metadata)) :] = 0
         return made
+
+    attention.impl.forward = forward  # its class has slots, so that it cannot be exchanged as a layer's is
