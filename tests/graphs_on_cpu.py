@@ -6,7 +6,7 @@ as in a replay, no code of the pair's own runs. What a piecewise graph holds run
 
 - the buffers that graphs read have other rows in them before each step;
 - what a step has returned is NaN when the next one runs, for its memory is the next replay's;
-- attention is given NaN to write into, for nobody clears a graph's memory;
+- attention is given NaN to write into, for nobody clears a graph's memory, and none may come of it;
 - PT's cache is full of large numbers where nobody has written.
 
 Not imitated: recording, the addresses that a graph has recorded (a unit test), streams, several ranks.
@@ -99,9 +99,11 @@ def _replay_full(patch: pytest.MonkeyPatch, seen: Counter[str]) -> None:
 def _poison(patch: pytest.MonkeyPatch, seen: Counter[str]) -> None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
+    from tuco_vllm.engine import steering_model
     from tuco_vllm.engine.graph_rows import GraphRows
     from tuco_vllm.engine.pair_model import TucoForCausalLM
 
+    accumulate = steering_model.accumulate_contribution
     fill, steered, attend = GraphRows.fill, TucoForCausalLM._steered, CPUAttentionBackendImpl.forward
     returned: list[torch.Tensor] = []
 
@@ -123,6 +125,12 @@ def _poison(patch: pytest.MonkeyPatch, seen: Counter[str]) -> None:
         output.fill_(torch.nan)
         return attend(self, *args, output=output, **kwargs)
 
+    def expect_numbers(pt_attention: torch.Tensor, pt_mlp: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        if not torch.compiler.is_compiling():
+            assert pt_attention.isfinite().all(), "a pad row is no number"
+        accumulate(pt_attention, pt_mlp, *args, **kwargs)
+
+    patch.setattr(steering_model, "accumulate_contribution", expect_numbers)
     patch.setattr(GraphRows, "fill", poisoned_fill)
     patch.setattr(TucoForCausalLM, "_steered", poisoned_steered)
     patch.setattr(CPUAttentionBackendImpl, "forward", poisoned_attend)
