@@ -4,7 +4,8 @@ On a CPU vLLM compiles by another mode; ``prepare`` puts GPUs' back. Real are th
 attention and cache updates, its symbolic sizes, one compiled piece for every size, without guards, and
 Inductor's code, in C++ for CUDA's; on Model Runner V2 (``v2_on_cpu``), whose batches may be padded as for
 CUDA graphs. ``opaque``: kernels are called as the ops that torch.compile cannot look into, as on CUDA, with
-the twins behind them; else the twins are compiled with the rest.
+the twins behind them; else the twins are compiled with the rest. LoRA's products, whose loops on a CPU cannot
+be compiled, are ops always, as vLLM's are on CUDA.
 """
 
 import os
@@ -27,6 +28,7 @@ def prepare(opaque: bool) -> None:
     # The key of vLLM's cache does not know what the ops are, nor that this is a test.
     os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"
     _compile_as_gpus_do()
+    _call_lora_as_ops()
     if opaque:
         _call_ops()
 
@@ -63,6 +65,43 @@ def _compile_as_gpus_do() -> None:
     CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
     # It takes the place of what makes ops in place again, for CUDA's ops alone.
     FixFunctionalizationPass.__call__ = lambda self, graph: None
+
+
+def _call_lora_as_ops() -> None:
+    import torch
+    from torch import Tensor
+
+    from tuco_vllm.engine import adapter_runner
+    from tuco_vllm.engine.steering_rows import SteeringRows
+
+    mend, add_by_adapter = adapter_runner.mend_on_cpu, adapter_runner._add_by_adapter
+    mappings: list[Any] = []
+
+    def add_linear(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], slices: list[int]) -> None:
+        add_by_adapter(mappings[-1], y, x, a, b, 1.0, slices)
+
+    def add_embedding(y: Tensor, x: Tensor, b: Tensor) -> None:
+        type(mappings[-1]).add_lora_embedding(mappings[-1], y, x, b)
+
+    linear = torch.library.custom_op("tuco_tests::add_linear", add_linear, mutates_args=("y",))
+    embedding = torch.library.custom_op("tuco_tests::add_embedding", add_embedding, mutates_args=("y",))
+
+    def call_linear(y: Any, x: Any, a: Any, b: Any, scale: float, slices: Any, **_: Any) -> None:
+        assert scale == 1.0
+        linear(y, x, list(a), list(b), list(slices))
+
+    def call_embedding(y: Any, x: Any, b: Any, **_: Any) -> None:
+        embedding(y, x, b)
+
+    def mend_on_cpu(model: Any) -> None:
+        mend(model)
+        [mapping] = {m.punica_wrapper for m in model.modules() if hasattr(m, "punica_wrapper")}
+        mappings.append(mapping)
+        mapping.add_lora_linear, mapping.add_lora_embedding = call_linear, call_embedding
+
+    adapter_runner.mend_on_cpu = mend_on_cpu
+    # What a GPU profiles, and so compiles first, has PT's rows behind the tokens.
+    SteeringRows.count_without_requests = lambda self, num_tokens: num_tokens - 2
 
 
 def _call_ops() -> None:

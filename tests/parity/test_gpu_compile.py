@@ -56,23 +56,22 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[Callable[[dict[str, Any
         yield ask
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_scores(padded, compiled, pair_dirs) -> None:
+@pytest.mark.parametrize(("kind", "padded"), [("pair", False), ("pair", True), ("adapter", False)])
+def test_scores(kind, padded, compiled, models_of) -> None:
     """Chunks, warm prefixes; few rows after many in the same buffers."""
-    pair = pair_dirs("qwen3", "float32")
+    pair, models = models_of(kind, "qwen3")
     rounds = [tiny_models.prompts(7, longest=70), tiny_models.prompts(3, longest=3, seed=1)]
     spec = {"pad_to": SIZES} if padded else {}
-    answer = compiled(
-        {"dual_rms_norm", "accumulate_contribution"}, *pair, rounds=[*rounds, rounds[0]], **spec
-    )
+    ops = {"accumulate_contribution"} | ({"dual_rms_norm"} if kind == "pair" else set())
+    answer = compiled(ops, *models, rounds=[*rounds, rounds[0]], **spec)
     for prompts, norms in zip([*rounds, rounds[0]], answer, strict=True):
         assert_close(torch.from_numpy(norms), pair, prompts, "float32")
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_steered(graphs, compiled, pair_dirs) -> None:
+@pytest.mark.parametrize(("kind", "graphs"), [("pair", False), ("pair", True), ("adapter", False)])
+def test_steered(kind, graphs, compiled, models_of) -> None:
     """Mixed batches; with graphs, decode steps in padded buffers, poisoned as ``graphs_on_cpu`` has it."""
-    pair = pair_dirs("qwen3", "float32")
+    pair, models = models_of(kind, "qwen3")
     prompts, alphas = steered.requests(6, longest=60, seed=2)
     requests = [
         {
@@ -85,7 +84,10 @@ def test_steered(graphs, compiled, pair_dirs) -> None:
         for place, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True))
     ]
     spec = {"graphs": SIZES} if graphs else {}
-    answer = compiled(set(gpu_compile.OPS), *pair, generate=requests, **spec)
+    ops = set(gpu_compile.OPS)
+    if kind == "adapter":
+        ops.remove("dual_rms_norm")  # PT's norms are FT's
+    answer = compiled(ops, *models, generate=requests, **spec)
     if graphs:
         assert answer["steps"]["PIECEWISE padded"] > 0
     for completions in answer["rounds"]:
