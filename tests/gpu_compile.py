@@ -70,6 +70,7 @@ def _compile_as_gpus_do() -> None:
 def _call_lora_as_ops() -> None:
     import torch
     from torch import Tensor
+    from vllm.lora.ops.torch_ops.lora_ops import bgmv_expand
 
     from tuco_vllm.engine import adapter_runner
     from tuco_vllm.engine.steering_rows import SteeringRows
@@ -81,7 +82,8 @@ def _call_lora_as_ops() -> None:
         add_by_adapter(mappings[-1], y, x, a, b, 1.0, slices)
 
     def add_embedding(y: Tensor, x: Tensor, b: Tensor) -> None:
-        type(mappings[-1]).add_lora_embedding(mappings[-1], y, x, b)
+        # As CUDA's does, it takes of the mapping what there are tokens for.
+        bgmv_expand(x, b, y, mappings[-1].token_lora_indices[: len(x)])
 
     linear = torch.library.custom_op("tuco_tests::add_linear", add_linear, mutates_args=("y",))
     embedding = torch.library.custom_op("tuco_tests::add_embedding", add_embedding, mutates_args=("y",))
