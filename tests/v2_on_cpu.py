@@ -14,6 +14,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import graphs_on_cpu
+
 
 def prepare() -> None:
     """Once, before triton and vllm are imported."""
@@ -98,8 +100,12 @@ def run(spec: dict[str, Any]) -> Any:
     out) and fields of SamplingParams; returns what two rounds of them (or as many as ``times`` says) gave, a
     list of completions for each request, and the engine's counters.
 
-    With pad_to, a list of sizes, batches are padded (``padded_batches``).
+    With pad_to, a list of sizes, batches are padded (``padded_batches``). With graphs, such a list, graphs
+    are imitated while it generates (``graphs_on_cpu``), and "steps" counts them.
     """
+    if "graphs" in spec:
+        with graphs_on_cpu.imitated(spec["graphs"]) as seen:
+            return {**generate(spec), "steps": dict(seen)}
     with padded_batches(spec["pad_to"]) if "pad_to" in spec else nullcontext():
         return next(does(spec) for key, does in WAYS.items() if key in spec)
 
@@ -125,6 +131,10 @@ def generate(spec: dict[str, Any]) -> dict[str, Any]:
     with TucoLLM(spec["pt"], spec["ft"], task="generate", **spec["engine_args"]) as llm:
         engine = llm._engine.llm
         assert_runs_v2(engine.llm_engine)
+        if "graphs" in spec:
+            runner = runner_of(engine.llm_engine)
+            layers = runner.vllm_config.compilation_config.static_forward_context
+            graphs_on_cpu.poison_cache(runner.model, layers)
         prompts, params = [], []
         for request in spec["generate"]:
             fields = dict(request)
@@ -172,7 +182,10 @@ def completed(completion: Any) -> dict[str, Any]:
     }
 
 
+def runner_of(engine: Any) -> Any:
+    return engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+
 def assert_runs_v2(engine: Any) -> None:
-    runner = engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-    bases = [base.__module__ for base in type(runner).__mro__]
+    bases = [base.__module__ for base in type(runner_of(engine)).__mro__]
     assert "vllm.v1.worker.gpu.model_runner" in bases, f"not the V2 runner: {bases}"

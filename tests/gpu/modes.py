@@ -48,11 +48,12 @@ class Mode:
     def eager(self) -> bool:
         return self.graphs == "eager"
 
-    @property
-    def resolved_graphs(self) -> str:
-        """What a pair's engine makes of ``graphs``: PT's attention cannot be in a full graph, so vLLM falls
-        back to piecewise ones."""
-        return "NONE" if self.eager or not has_gpu() else "PIECEWISE"
+    def resolved_graphs(self, *, generates: bool) -> str:
+        """What a pair's engine makes of ``graphs``. PT's attention cannot be in a full graph: an engine that
+        scores has piecewise ones, and one that generates full ones of steps without PT."""
+        if self.eager or not has_gpu():
+            return "NONE"
+        return self.graphs if generates else "PIECEWISE"
 
     @property
     def on_a_cpu(self) -> tuple[Any, ...]:
@@ -117,7 +118,8 @@ def assert_runs_as(mode: Mode, engine: Any, *, asynchronous: bool, layers: int) 
     ``layers`` is how many attention layers of it query rows only.
     """
     [found] = engine.collective_rpc(inspect)
-    assert found["graphs"] == mode.resolved_graphs
+    generates = engine.model_config.runner_type == "generate"
+    assert found["graphs"] == mode.resolved_graphs(generates=generates)
     assert found["rows_layers"] == layers
     if not has_gpu():  # on a CPU vLLM has one backend, runner V1, and no asynchronous scheduling
         return

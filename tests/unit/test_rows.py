@@ -42,6 +42,15 @@ def test_one_token_queries_keep_contexts_and_blocks() -> None:
 class Builder:
     """Stands for a backend's metadata builder."""
 
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
+        return AttentionCGSupport.UNIFORM_BATCH
+
+    def build_for_cudagraph_capture(self, common: CommonAttentionMetadata) -> Any:
+        metadata = self.build(0, common)
+        metadata.seq_lens = 1  # as Triton's does
+        return metadata
+
     def build(self, common_prefix_len: int, common: CommonAttentionMetadata, fast_build: bool = False) -> Any:
         return SimpleNamespace(built_for=common)
 
@@ -68,7 +77,16 @@ def test_the_backend_builds_for_rows_and_says_where_they_are() -> None:
     metadata = builder().build(0, batch([3, 1, 5], [3, 9, 5]))
     assert metadata.tuco_rows_R.tolist() == [2, 3, 8]
     assert metadata.built_for.max_query_len == 1
-    assert builder.get_cudagraph_support(None, None) is AttentionCGSupport.NEVER
+
+
+@pytest.mark.parametrize(
+    ("runner", "support"),
+    [("pooling", AttentionCGSupport.NEVER), ("generate", AttentionCGSupport.UNIFORM_BATCH)],
+)
+def test_full_graphs_are_for_engines_that_generate(runner, support) -> None:
+    builder = rows_backend(backend(writes_in_forward=False), last_tokens).get_builder_cls()
+    config = SimpleNamespace(model_config=SimpleNamespace(runner_type=runner))
+    assert builder.get_cudagraph_support(config, None) is support
 
 
 def test_a_backend_that_would_drop_keys_is_refused() -> None:
@@ -79,3 +97,4 @@ def test_a_backend_that_would_drop_keys_is_refused() -> None:
 def test_a_step_without_rows_builds_nothing() -> None:
     builder = rows_backend(backend(writes_in_forward=False), lambda batch: None).get_builder_cls()
     assert builder().build(0, batch([3], [3])) is None
+    assert builder().build_for_cudagraph_capture(batch([3], [3])) is None

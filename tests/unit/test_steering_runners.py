@@ -62,7 +62,7 @@ class V1(steering_v1.SteeringRunner, StockRunner):
 
 class V2(steering_v2.SteeringModelState):
     def __init__(self) -> None:
-        self._steerings, self._pieces = {}, {}
+        self.steerings, self._pieces = {}, {}
         self.model = SimpleNamespace(rows=Rows(), rows_known=lambda requests: None)
 
     def step(self, new, names, gone=(), resumed=()):
@@ -83,7 +83,7 @@ class V2(steering_v2.SteeringModelState):
         return self.model.rows.steerings
 
     def kept(self):
-        return self._steerings
+        return self.steerings
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ class TucoAdaptersForCausalLM(TucoForCausalLM, SupportsLoRA):
         if self.mapped[1]:
             self.model(input_ids, positions, *self.rows.for_profiling(len(positions)))
 
-    def _steered(self, plan: StepPlan, input_ids: Any, positions: Tensor, embeds: Any) -> Any:
+    def _steered(self, plan: StepPlan, size: Any, input_ids: Any, positions: Tensor, embeds: Any) -> Any:
         tokens = self.mapped[0]  # without those that a graph's size has added
         self._expect_mapped(tokens, len(plan.rows_S))
         hidden_TH, *scores = self.model(input_ids[:tokens], positions[:tokens], *self.rows.tensors(plan))

@@ -51,18 +51,20 @@ adapter_runner.py: PT's rows behind a step's tokens, in LoRA's mapping. Until: a
     vllm.v1.worker.gpu.model_runner.GPUModelRunner.prepare_inputs(scheduler_output)
 adapter_requests.py: which ranks an engine may be made for, and a request's adapter. Until: both are public.
     LoRARequest(lora_name, lora_int_id, lora_path), MaxLoRARanks
-rows.py, stock_layers.py, scoring_rows.py, steering_rows.py: PT queries some rows against all keys. Until: an
-attention layer may be called with fewer queries than keys.
-    vllm.model_executor.layers.attention.Attention.attn_backend, .attn_type, .layer_name,
+rows.py, stock_layers.py, scoring_rows.py, steering_rows.py, graph_rows.py: PT queries some rows against all
+keys. Until: an attention layer may be called with fewer queries than keys.
+    vllm.model_executor.layers.attention.Attention.attn_backend, .attn_type, .layer_name, .impl,
+    vllm.v1.attention.backend.AttentionImpl.forward(layer, query, key, value, kv_cache, attn_metadata),
     subclass_attention_backend(name_prefix, attention_backend_cls, builder_cls),
     AttentionBackend.forward_includes_kv_cache_update, .get_name(), .get_builder_cls(),
     AttentionCGSupport.NEVER, vllm.v1.attention.backend.AttentionMetadataBuilder.supports_update_block_table,
-    .build(common_prefix_len, common_attn_metadata, fast_build), .get_cudagraph_support,
+    .build(common_prefix_len, common_attn_metadata, fast_build), .build_for_cudagraph_capture(
+    common_attn_metadata), .get_cudagraph_support(vllm_config, kv_cache_spec),
     CommonAttentionMetadata.replace, .query_start_loc, .query_start_loc_cpu, .seq_lens, .num_reqs,
     .seq_lens_cpu_upper_bound, .num_actual_tokens, .max_query_len, .block_table_tensor, .slot_mapping,
     .positions, .is_prefilling, .req_idx, ._num_computed_tokens_cache, ._token_to_req_indices_cache,
     get_forward_context(), vllm.forward_context.ForwardContext.attn_metadata, .slot_mapping,
-    .cudagraph_runtime_mode, CUDAGraphMode.NONE, .FULL, async_tensor_h2d(data, device=)
+    .cudagraph_runtime_mode, CUDAGraphMode.NONE, .PIECEWISE, .FULL, async_tensor_h2d(data, device=, out=)
 heads.py: a stock model's embedding, last norm and head, filled later. Until: vLLM loads parts of a model.
     UnquantizedEmbeddingMethod.apply(layer, x, bias), PPMissingLayer(),
     vllm.model_executor.layers.vocab_parallel_embedding.VocabParallelEmbedding.quant_method, .num_embeddings
@@ -127,6 +129,11 @@ steering_v1.py, worker.py: a step's rows before its metadata, scores into logpro
     vllm.v1.worker.gpu_input_batch.CachedRequestState.generator,
     vllm.v1.spec_decode.metadata.SpecDecodeMetadata.num_draft_tokens,
     vllm.v1.outputs.SamplerOutput.logprobs_tensors, .sampled_token_ids
+step_graphs.py: which CUDA graphs a step may replay, and that they are captured. Until: models have a say.
+    GPUModelRunnerV1._determine_batch_execution_and_padding(force_uniform_decode=), .capture_model(),
+    .profile_cudagraph_memory(), vllm.v1.worker.gpu.model_runner.BatchReqState.req_ids, .num_scheduled_tokens,
+    .num_draft_tokens_np, vllm.v1.worker.gpu.model_runner.GPUModelRunner.profile_cudagraph_memory(),
+    .gather_batch_req_state(scheduler_output, dummy_run), .capture_model(), .model_state
 scoring_v1.py: how many rows of each request a step reads. Until: runner V1 goes.
     PlatformWorker.init_device(), .model_runner, GPUModelRunnerV1.requests, .input_batch,
     ._prepare_inputs(scheduler_output, num_scheduled_tokens), vllm.pooling_params.PoolingParams.extra_kwargs,

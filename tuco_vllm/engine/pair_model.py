@@ -190,15 +190,15 @@ class TucoForCausalLM(nn.Module):
             profiling = context.attn_metadata is None
             if profiling and context.cudagraph_runtime_mode == CUDAGraphMode.NONE and len(positions) > 4:
                 self._profile(input_ids, positions, embeds)
+            self.rows.capture(self.model, input_ids, positions, embeds)
             return self.stock(input_ids, positions, intermediate, embeds)
         plan, readings = step.plan, step.readings
-        with self.rows.slots_of(plan, self.model.attention_names):
-            hidden_TH, norms_CN, states_CH = self._steered(plan, input_ids, positions, embeds)
+        size = self.rows.padded_size(step, len(positions))
+        with self.rows.slots_of(plan, self.model.attention_names, size):
+            hidden_TH, norms_CN, states_CH = self._steered(plan, size, input_ids, positions, embeds)
         if len(plan.pt_layers) < self.model.num_layers:  # nobody is scored
             return hidden_TH
-        self._scores = norms_CN.new_full((plan.num_logits, norms_CN.shape[1]), float("nan"))
-        sampled_CN = norms_CN[self.rows.on_device(plan.sampled_in_C)] if readings else norms_CN
-        self._scores[self.rows.on_device(plan.logits_C)] = sampled_CN
+        self._scores = self.rows.by_logits(plan, norms_CN)
         if readings:
             logps_C = self._log_probs(FT_STREAM, states_CH, targets_of_readings(readings, len(norms_CN)))
             norms_CLN = norms_CN.unflatten(1, (-1, len(NORM_COLUMNS)))
@@ -209,9 +209,9 @@ class TucoForCausalLM(nn.Module):
         """Compile the other half, and let vLLM see the memory it takes."""
         self.model(input_ids, positions, *self.rows.for_profiling(len(positions)), inputs_embeds=embeds)
 
-    def _steered(self, plan: StepPlan, input_ids: Any, positions: Tensor, embeds: Any) -> Any:
+    def _steered(self, plan: StepPlan, size: Any, input_ids: Any, positions: Tensor, embeds: Any) -> Any:
         """``SteeringModel``'s answer to a step; its norms are of no use where PT is not in all layers."""
-        arguments = (input_ids, positions, *self.rows.tensors(plan), embeds)
+        arguments = (input_ids, positions, *self.rows.tensors(plan, size), embeds)
         if len(plan.pt_layers) < self.model.num_layers:
             return self.model.forward(*arguments, pt_layers=plan.pt_layers.tolist())
         return self.model(*arguments)

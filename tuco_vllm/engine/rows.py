@@ -27,9 +27,9 @@ A capture has as many rows: runner V1 gives it no metadata, V2 that of min(T, ma
 norms that a graph returns lie in its own memory until the next replay; the forward pads them into a copy.
 
 A full graph, or a breakable one, would also hold the Python around the layers and the metadata: the rows of
-the batch it was captured with. ``AttentionCGSupport.NEVER`` makes vLLM take PIECEWISE where it was told
-FULL_AND_PIECEWISE; the others are refused (``pair_config``). Steps with PT's rows in an engine that generates
-use no graphs (``steering_rows``), and plain steps there are FT's.
+the batch it was captured with. In an engine that scores, ``AttentionCGSupport.NEVER`` makes vLLM take
+PIECEWISE where it was told FULL_AND_PIECEWISE; the others are refused (``pair_config``). An engine that
+generates has the full graphs that its backend has, of steps without a row of PT's (``step_graphs``).
 """
 
 from collections.abc import Callable
@@ -43,6 +43,7 @@ from tuco_vllm.engine.compat import (
     AttentionBackend,
     AttentionCGSupport,
     CommonAttentionMetadata,
+    VllmConfig,
     subclass_attention_backend,
 )
 
@@ -76,9 +77,17 @@ def rows_backend(backend: type[AttentionBackend], select: Selection) -> type[Att
         supports_update_block_table = False
 
         @classmethod
-        def get_cudagraph_support(cls, *args: Any, **kwargs: Any) -> AttentionCGSupport:
+        def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: Any) -> AttentionCGSupport:
+            if vllm_config.model_config.runner_type == "generate":  # no row is in a full graph
+                support: AttentionCGSupport = super().get_cudagraph_support(vllm_config, kv_cache_spec)
+                return support
             # A full graph would freeze the rows of the batch it was captured with.
             return AttentionCGSupport.NEVER
+
+        def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> Any:
+            if select(common_attn_metadata) is None:  # stock ones write into what they have built
+                return None
+            return super().build_for_cudagraph_capture(common_attn_metadata)
 
         def build(
             self,

@@ -10,7 +10,7 @@ on the rows with alpha != 1 and no others. Rows with alpha = 1 are FT's bit for 
 request in layers outside its range, whatever PT's cache holds of it there.
 
 Index spaces are ``step_plan``'s: T tokens of the batch, U tokens with PT's keys and values, S rows of PT,
-C scored rows; L layers, H hidden size.
+C scored rows; L layers, H hidden size. In a step that replays graphs U, S and C are T too (``graph_rows``).
 """
 
 from collections.abc import Collection
@@ -22,6 +22,7 @@ from tuco_kernels import accumulate_contribution, steer_residual
 
 from tuco_vllm.decomposition import NORM_COLUMNS
 from tuco_vllm.engine.compat import VllmConfig, support_torch_compile
+from tuco_vllm.engine.graph_rows import zero_pad_rows
 from tuco_vllm.engine.rows import Selection
 from tuco_vllm.engine.rows_projection import Both
 from tuco_vllm.engine.stock_layers import (
@@ -74,6 +75,8 @@ class SteeringModel(nn.Module):
         open_norm(decoder_of(ft_model).norm, self.ft_layers[-1])
         self.attention_names = [query_rows(layer, vllm_config, select) for layer in self.pt_layers]
         """The engine's names of PT's attention layers."""
+        for name in self.attention_names:
+            zero_pad_rows(vllm_config.compilation_config.static_forward_context[name])
 
     is_last_stage = True
 

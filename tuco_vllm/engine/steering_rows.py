@@ -2,7 +2,8 @@
 
 The runner's adapter (``steering_v1``, ``steering_v2``) prepares a step before vLLM builds attention metadata;
 the metadata builders of PT's layers select by it; the model's forward takes it. Nothing of it is in the
-forward's signature, so stock runners, torch.compile and CUDA graphs see a model like any other.
+forward's signature, so stock runners, torch.compile and CUDA graphs see a model like any other. Which graphs
+a step may replay, ``step_graphs`` says.
 
 Index spaces are ``step_plan``'s: T, U, S, C; M requests, L layers.
 """
@@ -23,9 +24,11 @@ from tuco_vllm.engine.compat import (
     async_tensor_h2d,
     get_forward_context,
 )
+from tuco_vllm.engine.graph_rows import GraphRows, padded
 from tuco_vllm.engine.row_pieces import Reading, RowPieces, readings_of_step
 from tuco_vllm.engine.rows import every_token
 from tuco_vllm.engine.scoring_rows import StepReads, prompt_rows_of_step, reads_of_step
+from tuco_vllm.engine.step_graphs import graphs_of_step
 from tuco_vllm.engine.step_plan import StepPlan, plan_step
 from tuco_vllm.steering import Steering
 
@@ -51,6 +54,8 @@ class Step(NamedTuple):
     """Of a step on a stream of PT's own; None of all others."""
     num_logits: int = 0
     """Rows of logits in such a step."""
+    graphs: CUDAGraphMode = CUDAGraphMode.FULL
+    """The most that it may replay (``step_graphs``)."""
 
 
 class SteeringRows:
@@ -60,6 +65,11 @@ class SteeringRows:
         self.device = vllm_config.device_config.device
         self.max_num_seqs: int = vllm_config.scheduler_config.max_num_seqs
         self.num_layers: int = vllm_config.model_config.hf_text_config.num_hidden_layers
+        self.stacked = vllm_config.lora_config is not None
+        """Whether PT's rows stand behind the tokens."""
+        most: int = vllm_config.scheduler_config.max_num_batched_tokens
+        self._graph_rows = GraphRows(most, self.num_layers, self.device)
+        self._captures = False
         self.step = Step()
 
     def prepare(
@@ -75,11 +85,12 @@ class SteeringRows:
         Of its N requests: where their tokens begin ``[N + 1]``, rows of logits, wishes, tokens computed
         before, and of those that ask for rows of their prompts what has come and how long these are.
         """
-        asked = [steering.rows for steering in steerings]
+        asked, scheduled = [steering.rows for steering in steerings], np.diff(query_starts)
+        graphs = self.graphs_of(scheduled, num_logits, steerings)
         if not any(asked):
-            self.step = Step(plan_step(query_starts, num_logits, steerings, self.num_layers))
+            plan = plan_step(query_starts, num_logits, steerings, self.num_layers)
+            self.step = Step(plan, graphs=graphs)
             return
-        scheduled = np.diff(query_starts)
         plan, reads = None, reads_of_step(asked, computed, scheduled)
         if reads is not None and not reads.of_ft:
             requests, starts = np.arange(len(asked)), np.concatenate([[0], np.cumsum(reads.counts)])
@@ -90,7 +101,11 @@ class SteeringRows:
             requests, starts = plan.requests_M, plan.scored_starts
         ends = computed + scheduled
         readings = readings_of_step(requests, starts, asked, prompts, ends, num_logits)
-        self.step = Step(plan, readings, reads, int(num_logits.sum()))
+        self.step = Step(plan, readings, reads, int(num_logits.sum()), graphs)
+
+    def graphs_of(self, scheduled: Any, num_logits: Any, steerings: Sequence[Steering]) -> CUDAGraphMode:
+        """``step_graphs.graphs_of_step`` of this engine."""
+        return graphs_of_step(scheduled, num_logits, steerings, stacked=self.stacked)
 
     def select(self, batch: CommonAttentionMetadata) -> tuple[CommonAttentionMetadata, Tensor] | None:
         """The batch of PT's rows (``rows.Selection``): M requests, their contexts and blocks, S queries."""
@@ -132,8 +147,15 @@ class SteeringRows:
         step, self.step = self.step, Step()
         return step
 
-    def tensors(self, plan: StepPlan) -> RowTensors:
-        """The plan's rows for the model."""
+    def padded_size(self, step: Step, num_tokens: int) -> int | None:
+        """T of the graphs that the step replays, where vLLM has chosen one and the step may; else None."""
+        chosen = get_forward_context().cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE
+        return num_tokens if chosen and step.graphs == CUDAGraphMode.PIECEWISE else None
+
+    def tensors(self, plan: StepPlan, size: int | None = None) -> RowTensors:
+        """The plan's rows for the model; padded to ``size`` for graphs."""
+        if size is not None:
+            return RowTensors(**self._graph_rows.fill(plan, size))
         tensors = RowTensors(*(self.on_device(getattr(plan, name)) for name in RowTensors._fields))
         if len(tensors.alpha_LS) == self.num_layers:
             return tensors
@@ -157,15 +179,51 @@ class SteeringRows:
         )
 
     @contextmanager
-    def slots_of(self, plan: StepPlan, layer_names: list[str]) -> Iterator[None]:
-        """While this is open, PT's layers write the keys and values of U tokens into those tokens' slots, and
-        no CUDA graph is replayed: one is recorded for a number of tokens T, which says nothing of U, S, C."""
+    def capturing(self) -> Iterator[None]:
+        """While this is open, the runner captures graphs."""
+        before, self._captures = self._captures, True
+        try:
+            yield
+        finally:
+            self._captures = before
+
+    def capture(self, model: Any, input_ids: Any, positions: Tensor, embeds: Any) -> None:
+        """Have the graphs of a ``SteeringModel`` for so many tokens recorded, where those of FT are."""
+        context: Any = get_forward_context()
+        is_piecewise = context.cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE
+        if not (self._captures and is_piecewise) or self.stacked:
+            return
+        rows = RowTensors(**self._graph_rows.fill(None, len(positions)))
+        # Once without: while a graph is recorded, no kernel may be loaded.
+        for mode in (CUDAGraphMode.NONE, CUDAGraphMode.PIECEWISE):
+            context.cudagraph_runtime_mode = mode
+            model(input_ids, positions, *rows, embeds)
+
+    def by_logits(self, plan: StepPlan, norms_CN: Tensor) -> Tensor:
+        """The norms of each row of logits, a copy; NaN without PT. Pad rows are left out."""
+        scores = norms_CN.new_full((plan.num_logits, norms_CN.shape[1]), torch.nan)
+        scores[self.on_device(plan.logits_C)] = norms_CN[self.on_device(plan.sampled_in_C)]
+        return scores
+
+    @contextmanager
+    def slots_of(self, plan: StepPlan, layer_names: list[str], size: int | None = None) -> Iterator[None]:
+        """While this is open, PT's layers write the keys and values of U tokens into those tokens' slots.
+
+        With ``size`` the tokens are padded to it, for graphs. Without it none is replayed: one is recorded
+        for a number of tokens T, which says nothing of U, S and C.
+        """
         context: Any = get_forward_context()
         slots, mode = context.slot_mapping, context.cudagraph_runtime_mode
-        tokens_U = self.on_device(plan.tokens_U)
-        chosen = {id(slots[name]): slots[name][tokens_U] for name in layer_names}
+        if size is None:
+            tokens_U = self.on_device(plan.tokens_U)
+            chosen = {id(slots[name]): slots[name][tokens_U] for name in layer_names}
+            context.cudagraph_runtime_mode = CUDAGraphMode.NONE
+        else:
+            tokens_T = self.on_device(padded(plan.tokens_U, size))
+            chosen = {
+                id(slots[name]): torch.where(tokens_T < 0, -1, slots[name][tokens_T]) for name in layer_names
+            }
         context.slot_mapping = {**slots, **{name: chosen[id(slots[name])] for name in layer_names}}
-        context.cudagraph_runtime_mode = CUDAGraphMode.NONE
         try:
             yield
         finally:

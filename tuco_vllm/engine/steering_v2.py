@@ -19,7 +19,7 @@ class SteeringModelState(DefaultModelState):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._steerings: dict[str, Steering] = {}
+        self.steerings: dict[str, Steering] = {}
         self._pieces: dict[str, tuple[RowPieces, int]] = {}
         """Of requests that ask for rows of their prompts: what has come, and how many tokens those have."""
 
@@ -28,14 +28,14 @@ class SteeringModelState(DefaultModelState):
         super().add_request(req_index, new_req_data)
         steering = steering_of(new_req_data.sampling_params.extra_args, ANY_NUMBER)
         if steering.needs_pt:
-            self._steerings[new_req_data.req_id] = steering
+            self.steerings[new_req_data.req_id] = steering
         if steering.rows is not None:
             self._pieces[new_req_data.req_id] = RowPieces(), len(new_req_data.prompt_token_ids)
 
     def remove_request(self, req_id: str) -> None:
         """Forget it."""
         super().remove_request(req_id)
-        self._steerings.pop(req_id, None)
+        self.steerings.pop(req_id, None)
         self._pieces.pop(req_id, None)
 
     def prepare_attn(self, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -44,7 +44,7 @@ class SteeringModelState(DefaultModelState):
         self.model.rows.prepare(
             input_batch.query_start_loc_np[: count + 1],
             np.diff(input_batch.cu_num_logits_np[: count + 1]),
-            [self._steerings.get(name, PLAIN) for name in input_batch.req_ids],
+            [self.steerings.get(name, PLAIN) for name in input_batch.req_ids],
             input_batch.num_computed_tokens_np[:count],
             [self._pieces.get(name, (None, 0)) for name in input_batch.req_ids],
         )
