@@ -4,7 +4,8 @@ Its tensors are fake and its device is described, not asked; nothing is run. So 
 Hopper card gets, and their number and neighbours can be counted here; their speed cannot.
 """
 
-from contextlib import ExitStack
+import importlib
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
@@ -20,6 +21,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from tuco_kernels import add_rms_norm
+
+pytest.importorskip("triton")
 
 LAYERS, TOKENS, HIDDEN, KV, EPS = 3, 2048, 4096, 1024, 1e-5
 HOPPER = SimpleNamespace(
@@ -41,10 +44,9 @@ HOPPER = SimpleNamespace(
 )
 
 
-@pytest.fixture
+@contextmanager
 def hopper():
     """A described device, to Inductor."""
-    pytest.importorskip("triton")
     described = staticmethod(lambda *_: HOPPER)
     with ExitStack() as patches:
         for interface in (CudaInterface, CudaInterface.Worker):
@@ -58,9 +60,7 @@ def hopper():
         ):
             patches.enter_context(mock.patch(place, lambda *_, value=value: value))
         patches.enter_context(mock.patch("torch.version.cuda", "12.8"))
-        torch._dynamo.reset()
         yield
-    torch._dynamo.reset()
 
 
 def generated(function, *shapes: tuple[int, ...]) -> str:
@@ -70,12 +70,13 @@ def generated(function, *shapes: tuple[int, ...]) -> str:
     def backend(graph, inputs):
         traced = make_fx(graph, decomposition_table=select_decomp_table())(*inputs)
         lowering = GraphLowering(traced, shape_env=mode.shape_env)
-        with DebugContext(), V.set_graph_handler(lowering), V.set_fake_mode(mode):
+        with hopper(), DebugContext(), V.set_graph_handler(lowering), V.set_fake_mode(mode):
             lowering.run(*inputs)
             code, _ = lowering.codegen()
         made.append(code.value)
         return graph.forward
 
+    torch._dynamo.reset()
     mode = FakeTensorMode(shape_env=ShapeEnv())
     with mode:
         tensors = [torch.empty(shape, dtype=torch.bfloat16, device="cuda") for shape in shapes]
@@ -91,7 +92,9 @@ def stock_norm(h: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return (normed.to(weight.dtype) * weight).to(x.dtype), s.to(x.dtype)
 
 
-def layers(h: Tensor, x: Tensor, ft_gain: Tensor, pt_gain: Tensor, ft: Tensor, pt: Tensor) -> Tensor:
+def layers(
+    h: Tensor, x: Tensor, ft_gain: Tensor, pt_gain: Tensor, ft: Tensor, pt: Tensor
+) -> tuple[Tensor, ...]:
     """The input norms of ``LAYERS`` layers in the executor's order, PT's first, and products that part them."""
     keys = []
     for _ in range(LAYERS):
@@ -110,15 +113,16 @@ def launches(code: str) -> int:
     return sum(".run(" in line and "triton_red" in line or "triton_per" in line for line in calls.splitlines())
 
 
-def test_both_models_norms_are_one_kernel_a_layer(hopper):
+def test_both_models_norms_are_one_kernel_a_layer():
     code = generated(layers, *SHAPES)
     assert "tuco" not in code[code.index("def call(") :], "an opaque op stands where the twin should"
     assert launches(code) == LAYERS
 
 
-def test_it_would_be_two_with_our_op(hopper, monkeypatch):
+def test_it_would_be_two_with_our_op(monkeypatch):
     """That the count can tell."""
-    monkeypatch.setattr("tuco_kernels.dual_rms_norm.twin_in_compiled_code", lambda x: not x.is_cuda)
+    module = importlib.import_module("tuco_kernels.dual_rms_norm")
+    monkeypatch.setattr(module, "twin_in_compiled_code", lambda x: not x.is_cuda)
     code = generated(layers, *SHAPES)
     calls = code[code.index("def call(") :]
     assert calls.count("torch.ops.tuco.dual_rms_norm") == LAYERS
