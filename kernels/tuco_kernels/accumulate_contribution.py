@@ -39,8 +39,10 @@ from tuco_kernels.dispatch import (
 NORMS = 7
 """How many numbers a layer's row gets."""
 
-MOST_COLUMNS = 4096
-"""Seven sums and eight streams a column: a longer block would run out of registers."""
+MOST_COLUMNS = 2048
+COLUMNS_PER_WARP = 128
+"""16 warps of 4 columns a thread: about 50 registers, so that a multiprocessor holds two programs (of 4096
+columns at 8 warps, with blocks of partial sums, it held one, at 255)."""
 
 if HAS_TRITON:
     import triton
@@ -79,9 +81,9 @@ if HAS_TRITON:
         cum_ptc += row * cum_ptc_stride
         cum_ftc += row * cum_ftc_stride
 
-        nothing = tl.zeros([BLOCK_H], tl.float32)
-        ptc_norm, ftc_norm, cum_ptc_norm, cum_ftc_norm = nothing, nothing, nothing, nothing
-        cum_ptc_squares, cum_ftc_squares, products = nothing, nothing, nothing
+        # Numbers, not blocks of partial sums: seven of those would hold half of the registers all along.
+        ptc_norm, ftc_norm, cum_ptc_norm, cum_ftc_norm = 0.0, 0.0, 0.0, 0.0
+        cum_ptc_squares, cum_ftc_squares, products = 0.0, 0.0, 0.0
         for start in range(0, hidden_size, BLOCK_H):
             column = start + tl.arange(0, BLOCK_H)
             inside = column < hidden_size
@@ -91,18 +93,18 @@ if HAS_TRITON:
             new_cum_ftc = tl.load(cum_ftc + column, mask=inside, other=0.0) + ftc
             tl.store(cum_ptc + column, new_cum_ptc, mask=inside)
             tl.store(cum_ftc + column, new_cum_ftc, mask=inside)
-            ptc_norm += tl.abs(ptc)
-            ftc_norm += tl.abs(ftc)
-            cum_ptc_norm += tl.abs(new_cum_ptc)
-            cum_ftc_norm += tl.abs(new_cum_ftc)
-            cum_ptc_squares += new_cum_ptc * new_cum_ptc
-            cum_ftc_squares += new_cum_ftc * new_cum_ftc
-            products += new_cum_ptc * new_cum_ftc
+            ptc_norm += tl.sum(tl.abs(ptc), axis=0)
+            ftc_norm += tl.sum(tl.abs(ftc), axis=0)
+            cum_ptc_norm += tl.sum(tl.abs(new_cum_ptc), axis=0)
+            cum_ftc_norm += tl.sum(tl.abs(new_cum_ftc), axis=0)
+            cum_ptc_squares += tl.sum(new_cum_ptc * new_cum_ptc, axis=0)
+            cum_ftc_squares += tl.sum(new_cum_ftc * new_cum_ftc, axis=0)
+            products += tl.sum(new_cum_ptc * new_cum_ftc, axis=0)
         norms += row * norms_stride
-        tl.store(norms, tl.sum(ptc_norm, axis=0))
-        tl.store(norms + 1, tl.sum(ftc_norm, axis=0))
-        tl.store(norms + 2, tl.sum(cum_ptc_norm, axis=0))
-        tl.store(norms + 3, tl.sum(cum_ftc_norm, axis=0))
+        tl.store(norms, ptc_norm)
+        tl.store(norms + 1, ftc_norm)
+        tl.store(norms + 2, cum_ptc_norm)
+        tl.store(norms + 3, cum_ftc_norm)
         _store_l2_and_cosine(norms + 4, cum_ptc_squares, cum_ftc_squares, products)
 
     @triton.jit
@@ -112,11 +114,11 @@ if HAS_TRITON:
 
     @triton.jit
     def _store_l2_and_cosine(out, cum_ptc_squares, cum_ftc_squares, products):
-        cum_ptc_l2_norm = tl.sqrt(tl.sum(cum_ptc_squares, axis=0))
-        cum_ftc_l2_norm = tl.sqrt(tl.sum(cum_ftc_squares, axis=0))
+        cum_ptc_l2_norm = tl.sqrt(cum_ptc_squares)
+        cum_ftc_l2_norm = tl.sqrt(cum_ftc_squares)
         tl.store(out, cum_ptc_l2_norm)
         tl.store(out + 1, cum_ftc_l2_norm)
-        tl.store(out + 2, tl.sum(products, axis=0) / cum_ptc_l2_norm / cum_ftc_l2_norm)
+        tl.store(out + 2, products / cum_ptc_l2_norm / cum_ftc_l2_norm)
 
 
 def accumulate_contribution_triton(
@@ -142,7 +144,7 @@ def accumulate_contribution_triton(
     # The layer is an offset here and not an argument there: Triton would compile layer 1 apart.
     norms_R7 = norms_RL7[:, layer]
     tensors = *models, cum_ptc_RH, cum_ftc_RH, norms_R7
-    block, warps = launch_size(hidden_size, MOST_COLUMNS)
+    block, warps = launch_size(hidden_size, MOST_COLUMNS, COLUMNS_PER_WARP)
     _accumulate_contribution_kernel[(count,)](
         *tensors,
         attention_rows_R,

@@ -5,6 +5,10 @@ implementation is the Triton launcher: opaque to torch.compile, safe in CUDA gra
 torch twin itself, *not* the op: torch.compile can then fuse the twin into its neighbours, where an opaque op
 would cost more than it saves. The ops work on a CPU all the same.
 
+The norms go to the twin in compiled code on CUDA too (``twin_in_compiled_code``): there Inductor makes one
+kernel of FT's add and norm and PT's norm of the same sum, which is less to read and write than any op of ours
+beside FT's own. ``accumulate_contribution`` and ``steer_residual`` stay ops: nothing lies beside them to fuse.
+
 A launcher runs on the current CUDA device, as vLLM's workers set it.
 """
 
@@ -46,6 +50,11 @@ def register(
     torch.library.register_fake(f"tuco::{name}", fake, lib=_LIBRARY)
 
 
+def twin_in_compiled_code(x: Tensor) -> bool:
+    """Whether a norm of ``x`` is the twin's: on a CPU, and wherever torch.compile is looking."""
+    return torch.compiler.is_compiling() or not x.is_cuda
+
+
 def require_triton() -> None:
     """RuntimeError where the launchers cannot work."""
     if not HAS_TRITON:
@@ -79,10 +88,10 @@ def expect_matrix(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: expected 2 dimensions, got {tensor.ndim}")
 
 
-def launch_size(hidden_size: int, most: int) -> tuple[int, int]:
+def launch_size(hidden_size: int, most: int, columns_per_warp: int = 512) -> tuple[int, int]:
     """(columns a program holds at once, warps). The columns are a power of two, ``most`` at most.
 
     A warp for every 512 columns gives a thread 16 of them: two 16-byte loads of 16-bit numbers a tensor.
     """
     block = min(1 << (hidden_size - 1).bit_length(), most)
-    return block, min(max(block // 512, 1), 16)
+    return block, min(max(block // columns_per_warp, 1), 16)

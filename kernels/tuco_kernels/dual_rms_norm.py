@@ -34,6 +34,7 @@ from tuco_kernels.dispatch import (
     launch_size,
     register,
     require_triton,
+    twin_in_compiled_code,
 )
 
 MOST_COLUMNS = 8192
@@ -241,7 +242,7 @@ def dual_rms_norm(
     float32, float16, bfloat16, any row stride, and are never written. The weights ``[H]`` may be of another
     of these dtypes. ValueError or TypeError names the argument that does not fit.
     """
-    norm = torch.ops.tuco.dual_rms_norm if x_TH.is_cuda else dual_rms_norm_torch
+    norm = dual_rms_norm_torch if twin_in_compiled_code(x_TH) else torch.ops.tuco.dual_rms_norm
     weights, eps = [ft_weight_H, pt_weight_H], [ft_eps, pt_eps]
     # An op may not return its input, so without h it is not asked for x'.
     y_ft_TH, y_pt_TH, *new_x = norm(h_TH, x_TH, None, weights, eps, h_TH is not None, plus_one, round_sum)
@@ -258,7 +259,7 @@ def add_rms_norm(
     round_sum: bool = False,
 ) -> Tensor:
     """One model's norm of h + x ``[T, H]``; the sum is not written. Arguments as ``dual_rms_norm``'s."""
-    norm = torch.ops.tuco.dual_rms_norm if x_TH.is_cuda else dual_rms_norm_torch
+    norm = dual_rms_norm_torch if twin_in_compiled_code(x_TH) else torch.ops.tuco.dual_rms_norm
     return norm(h_TH, x_TH, None, [weight_H], [eps], False, plus_one, round_sum)[0]
 
 
@@ -276,5 +277,5 @@ def rows_rms_norm(
 
     An entry of rows below 0 is padding: what the output holds there is undefined. Else as ``dual_rms_norm``.
     """
-    norm = torch.ops.tuco.dual_rms_norm if x_TH.is_cuda else dual_rms_norm_torch
+    norm = dual_rms_norm_torch if twin_in_compiled_code(x_TH) else torch.ops.tuco.dual_rms_norm
     return norm(h_RH, x_TH, rows_R, [weight_H], [eps], False, plus_one, round_sum)[0]

@@ -2,9 +2,11 @@
 
 import os
 
+import engines
 import pytest
+from vllm.usage.usage_lib import UsageContext
 
-from tuco_vllm.config import Checkpoint, ModelPair
+from tuco_vllm.config import Checkpoint, ModelPair, resolve_pair
 from tuco_vllm.engine import arguments
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
@@ -90,3 +92,39 @@ def test_wide_models_are_compiled_for_fewer_tokens(monkeypatch, tmp_path):
         ft = Checkpoint("ft", tmp_path, {**SHAPE, "hidden_size": width})
         modes.append(arguments.eager_or_compiled(ModelPair(ft, ft), {}, 10**6)[1].partition(":")[0])
     assert modes == ["eager", "compiled"]
+
+
+@pytest.fixture
+def steps(monkeypatch, pair_dirs):
+    """(tokens, prompts) of a step as vLLM settles them, of what the user gave, on a described platform."""
+    pair = resolve_pair(*pair_dirs("llama", "float32"))
+
+    def settle(runner: str, on_gpu: bool, **given) -> tuple[int, int]:
+        monkeypatch.setattr(arguments.current_platform, "is_cuda_alike", lambda: on_gpu)
+        made = arguments.pair_arguments(pair, runner, given)
+        with engines.only_configured():
+            scheduling = made.create_engine_config(UsageContext.ENGINE_CONTEXT).scheduler_config
+        return scheduling.max_num_batched_tokens, scheduling.max_num_seqs
+
+    return settle
+
+
+@pytest.mark.parametrize(
+    ("given", "settled"),
+    [
+        ({}, (32768, 1024)),
+        ({"max_num_batched_tokens": 4096}, (4096, 1024)),
+        ({"max_num_seqs": 2048}, (32768, 2048)),
+        ({"max_num_batched_tokens": 8192, "max_num_seqs": 7}, (8192, 7)),
+        # What vLLM fits to the rest: never more prompts than tokens, nor tokens than the prompts can have.
+        ({"max_num_batched_tokens": 48}, (48, 48)),
+        ({"max_num_seqs": 1}, (64, 1)),
+    ],
+)
+def test_an_engine_that_scores_on_a_gpu_takes_large_steps(steps, given, settled):
+    assert steps("pooling", True, max_model_len=64, **given) == settled
+
+
+def test_other_engines_steps_are_vllms(steps):
+    assert steps("pooling", False, max_model_len=64) == (2048, 128)
+    assert steps("generate", True, max_model_len=64) == (2048, 128)

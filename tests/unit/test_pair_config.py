@@ -11,7 +11,8 @@ import pytest
 
 from tuco_vllm.config import resolve_pair
 from tuco_vllm.engine.arguments import pair_arguments
-from tuco_vllm.engine.pair_config import refuse_unsupported, rows_are_wide
+from tuco_vllm.engine.compat import CUDAGraphMode
+from tuco_vllm.engine.pair_config import configure, refuse_unsupported, rows_are_wide
 from tuco_vllm.families import FAMILIES
 
 
@@ -56,6 +57,11 @@ KV_TRANSFER = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
         ({"kv_sharing_fast_prefill": True}, "kv_sharing_fast_prefill"),
         ({"speculative_config": DRAFTS}, "speculative decoding other than ngram"),
         ({"runner": "pooling", "speculative_config": NGRAM}, "speculative decoding"),
+        # vLLM picks the code of a range by a size that may be our rows' and not the tokens'.
+        ({"compilation_config": {"compile_sizes": [8]}}, "compile_sizes"),
+        ({"runner": "pooling", "compilation_config": {"compile_ranges_endpoints": [16]}}, "compile_ranges"),
+        ({"compilation_config": {"pass_config": {"fuse_allreduce_rms": True}}}, "fuse_allreduce_rms"),
+        ({"compilation_config": {"pass_config": {"fuse_rope_kvcache": True}}}, "fuse_rope_kvcache"),
     ],
 )
 def test_what_would_be_wrong_is_refused(configured, option, named):
@@ -77,6 +83,33 @@ def test_what_would_be_wrong_is_refused(configured, option, named):
 )
 def test_what_works_is_not(configured, option):
     configured(**option)
+
+
+@pytest.mark.parametrize("runner", ["pooling", "generate"])
+def test_compiled_code_has_one_range_and_no_fusion_that_adds_one(configured, runner):
+    config = configured(runner)
+    compilation, most = config.compilation_config, config.scheduler_config.max_num_batched_tokens
+    assert (compilation.compile_ranges_endpoints, compilation.compile_sizes) == ([most], [])
+    for fusion in ("fuse_allreduce_rms", "fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache"):
+        assert getattr(compilation.pass_config, fusion) is False
+
+
+@pytest.mark.parametrize(
+    ("runner", "given", "mode"),
+    [
+        ("pooling", None, CUDAGraphMode.NONE),
+        ("pooling", "PIECEWISE", CUDAGraphMode.PIECEWISE),
+        ("generate", None, None),
+        ("generate", "NONE", CUDAGraphMode.NONE),
+    ],
+)
+def test_an_engine_that_scores_captures_no_graphs_unless_it_is_told_to(configured, runner, given, mode):
+    config = configured(runner)
+    compilation = config.compilation_config
+    compilation.cudagraph_mode = None if given is None else CUDAGraphMode[given]  # as where vLLM asks us
+    config.scheduler_config.scheduler_cls, config.parallel_config.worker_cls = None, "auto"
+    configure(config)
+    assert compilation.cudagraph_mode == mode
 
 
 class Config:

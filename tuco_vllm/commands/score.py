@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuco_vllm import interruption
-from tuco_vllm.commands.options import engine_arguments, positive
+from tuco_vllm.commands.options import STEPS, add_step_options, engine_arguments, positive
 
 if TYPE_CHECKING:
     from tuco_vllm.corpus.driver import Workers
@@ -20,6 +20,7 @@ _ENGINE = (
     "gpu_memory_utilization",
     "enforce_eager",
     "trust_remote_code",
+    *STEPS,
 )
 """Options that an engine takes as they are."""
 
@@ -69,6 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
     add("--gpu-memory-utilization", type=float, metavar="SHARE")
     add("--enforce-eager", action="store_true", help="no torch.compile, no CUDA graphs")
+    add_step_options(parser, "32768 on a GPU, else vLLM's", "1024 on a GPU, else vLLM's", "NONE")
 
 
 def run(arguments: argparse.Namespace) -> int:

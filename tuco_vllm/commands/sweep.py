@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from tuco_vllm import interruption
-from tuco_vllm.commands.options import engine_arguments, positive
+from tuco_vllm.commands.options import STEPS, add_step_options, engine_arguments, positive
 
 if TYPE_CHECKING:
     from tuco_vllm.sweep.run import NextTokens, SweepJob
@@ -34,6 +34,7 @@ _ENGINE = (
     "gpu_memory_utilization",
     "enforce_eager",
     "trust_remote_code",
+    *STEPS,
 )
 """Options that an engine takes as they are."""
 
@@ -70,6 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
     add("--gpu-memory-utilization", type=float, metavar="SHARE")
     add("--enforce-eager", action="store_true", help="no torch.compile, no CUDA graphs")
+    add_step_options(parser, "vLLM's", "vLLM's", "vLLM's")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -35,6 +35,10 @@ class SetAside(str):
     """Why a row has no score that two engines have died on: its error."""
 
 
+MOST_SUSPECTS = 1024
+"""So many prompts are run alone after a death at most, whatever the engine runs at a time: the rest are
+scored as before, and should the engine die again its oldest are suspects in their turn."""
+
 DEATHS_IN_A_ROW = 8
 """So many engines may die without one prompt scored between them; then the fault is not the prompts'."""
 
@@ -160,8 +164,9 @@ class Feeder:
         except EngineError as death:
             items = list(self._in_flight.values())
             self._in_flight.clear()
-            self._suspects.extend(items[: self._engine.max_num_seqs])
-            self._waiting.extendleft(reversed(items[self._engine.max_num_seqs :]))
+            most = min(self._engine.max_num_seqs, MOST_SUSPECTS)
+            self._suspects.extend(items[:most])
+            self._waiting.extendleft(reversed(items[most:]))
             self._replace(death)
 
     def _try_alone(self) -> None:

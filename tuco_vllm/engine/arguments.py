@@ -7,7 +7,7 @@ from vllm import EngineArgs
 
 from tuco_vllm.config import ModelPair
 from tuco_vllm.engine.adapter_requests import adapter_arguments
-from tuco_vllm.engine.compat import current_platform
+from tuco_vllm.engine.compat import UsageContext, current_platform
 from tuco_vllm.engine.parent_watch import name_starter
 from tuco_vllm.engine.plugin import ADAPTERS, ARCHITECTURE, let_vllm_load_us
 from tuco_vllm.errors import InputError
@@ -21,6 +21,29 @@ _COMPILING_PAYS = 1e9
 """Tokens times hidden size from which torch.compile pays on a CPU. Measured on two cores with 12 layers of
 512, in float32: compiling takes 140 s of processor time while others use them too, and gains 35 µs a token
 (eager and compiled cells of bench/results/score.jsonl), which is 2e9. An idle machine compiles faster."""
+
+
+STEP_TOKENS = 32_768
+STEP_PROMPTS = 1024
+"""Tokens and prompts a step of an engine that scores on a GPU. PT's weights are read in every step, for few
+rows: 10 % of stock vLLM's time at 2048 tokens (Llama-3-8B on an H100, on paper), 0.7 % at 32768."""
+
+
+class ScoringArguments(EngineArgs):
+    """EngineArgs whose defaults are for scoring on a GPU: vLLM's are an online server's.
+
+    Asynchronous scheduling stays vLLM's default too, which is off for pooling (0.32, vllm/config/vllm.py: it
+    "negatively impacts performance of pooling models"). Only what nobody has set is ours, and vLLM goes on to fit it to the rest: no more sequences than tokens, no
+    more tokens than the sequences can have, a whole prompt where prompts may not be cut.
+    """
+
+    @classmethod
+    def get_batch_defaults(cls, world_size: int) -> tuple[dict[Any, int], dict[Any, int]]:
+        """(tokens, sequences) of a step, by who asks."""
+        if not current_platform.is_cuda_alike():
+            return super().get_batch_defaults(world_size)
+        contexts = (None, *UsageContext)
+        return dict.fromkeys(contexts, STEP_TOKENS), dict.fromkeys(contexts, STEP_PROMPTS)
 
 
 def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **overrides: Any) -> EngineArgs:
@@ -45,7 +68,8 @@ def pair_arguments(pair: ModelPair, runner: str, engine_args: dict[str, Any], **
     name_starter()
     settings = pair_settings(pair, runner, **overrides)
     defaults = {"disable_log_stats": True, **adapter_arguments(pair)}
-    arguments = EngineArgs(**{**defaults, **engine_args, **settings})
+    kind = ScoringArguments if runner == "pooling" else EngineArgs
+    arguments = kind(**{**defaults, **engine_args, **settings})
     complete(arguments, pair)
     return arguments
 

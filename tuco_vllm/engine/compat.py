@@ -155,6 +155,8 @@ steering_v2.py: what steering_v1.py does, on runner V2. Until: its way for model
     vllm.v1.worker.gpu.sample.sampler.Sampler.__call__(logits, input_batch),
     vllm.v1.worker.gpu.input_batch.InputBatch.num_reqs, .req_ids, .query_start_loc_np, .cu_num_logits_np,
     vllm.v1.worker.gpu.model_states reads get_model_state_cls
+arguments.py: what a step holds where nobody says it. Until: an architecture has a say in such defaults.
+    vllm.engine.arg_utils.EngineArgs.get_batch_defaults(world_size), UsageContext
 scorer.py, generator.py, death_watch.py: LLM's own means, for a stream, and a killed engine is noticed.
 Until: SyncMPClient tells its waiter of an engine's death (its ``get_output`` waits for ever).
     tokens_input(prompt_token_ids), EngineDeadError(), current_platform, InprocClient,
@@ -212,6 +214,7 @@ from vllm.outputs import RequestError
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 from vllm.transformers_utils.config import get_config
+from vllm.usage.usage_lib import UsageContext
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backend import (
     AttentionBackend,

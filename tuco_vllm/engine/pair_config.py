@@ -21,6 +21,7 @@ SCHEDULERS = {
 """vLLM's kind of runner -> what it calls in place of a scheduler class."""
 
 WORKER = "tuco_vllm.engine.worker.PairWorker"
+_RANGE_FUSIONS = ("fuse_allreduce_rms", "fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache")
 _LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "dummy")
 _CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -31,8 +32,7 @@ def configure(vllm_config: VllmConfig) -> None:
     if not adapters and getattr(vllm_config.model_config.hf_config, "tuco_pt", None) is None:
         raise ValueError('no pre-trained model: add "tuco_pt": DIR to hf_overrides, or use tuco_vllm.TucoLLM')
     refuse_unsupported(vllm_config)
-    if adapters and vllm_config.model_config.runner_type == "pooling":
-        vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
+    _fit_compilation(vllm_config)
     runner = vllm_config.model_config.runner_type
     if runner not in SCHEDULERS:
         return
@@ -42,6 +42,41 @@ def configure(vllm_config: VllmConfig) -> None:
     if parallel.worker_cls not in ("auto", WORKER):
         raise ValueError(f"TuCo brings its own worker, {WORKER}: leave worker_cls unset")
     scheduler.scheduler_cls, parallel.worker_cls = SCHEDULERS[runner], WORKER
+
+
+def _fit_compilation(vllm_config: VllmConfig) -> None:
+    """What of vLLM's defaults for compiled code is not for a pair; what a user has set stands.
+
+    Graphs gain nothing where steps have thousands of tokens (none is replayed above 512), and would have as
+    many rows as tokens in small ones. The fusions each begin a compile range of their own (``_compile_ranges``).
+    """
+    compilation = vllm_config.compilation_config
+    if vllm_config.model_config.runner_type == "pooling" and compilation.cudagraph_mode is None:
+        compilation.cudagraph_mode = CUDAGraphMode.NONE
+    for fusion in _RANGE_FUSIONS:
+        if getattr(compilation.pass_config, fusion) is None:
+            setattr(compilation.pass_config, fusion, False)
+
+
+def _compile_ranges(vllm_config: VllmConfig) -> dict[str, bool]:
+    """What would have a step's code chosen by its size: refused, reason -> whether it is there.
+
+    vLLM compares a range with the *first* symbolic size of a compiled piece, which may be that of our rows and
+    not of the tokens: a piece compiled for few tokens would run many.
+    """
+    compilation = vllm_config.compilation_config
+    most = vllm_config.scheduler_config.max_num_batched_tokens
+    ends = compilation.compile_ranges_endpoints or []
+    return {
+        "compile_sizes (code for one size of step)": bool(compilation.compile_sizes),
+        "compile_ranges_endpoints (more than one range of sizes)": any(1 < end < most for end in ends),
+        **{
+            f"pass_config.{fusion} (which adds a range of sizes)": bool(
+                getattr(compilation.pass_config, fusion)
+            )
+            for fusion in _RANGE_FUSIONS
+        },
+    }
 
 
 def has_adapters(vllm_config: VllmConfig) -> bool:
@@ -105,6 +140,7 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
         # Its error would count as fine-tuning.
         f"kv_cache_dtype {cache.cache_dtype}": cache.cache_dtype not in _CACHE_DTYPES,
         "kv_sharing_fast_prefill": bool(cache.kv_sharing_fast_prefill),
+        **_compile_ranges(vllm_config),
         "speculative decoding other than ngram": speculative is not None
         and not (generates and speculative.method == "ngram"),
     }

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tuco_vllm.decomposition import NORM_COLUMNS
@@ -23,20 +24,23 @@ class ContributionPooler(Pooler):
         super().__init__()
         self.values = RowValues()
         """What the step has brought beside norms; set by the model."""
+        self.fetch = False
+        """Whether what is handed out is fetched here, in one copy; set on runner V2, which otherwise makes one
+        a request in every step that does not end all of its prompts."""
 
     def get_supported_tasks(self) -> set[Any]:
         """vLLM's name for "numbers of any shape, one tensor a request"."""
         return {"classify"}
 
-    def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor]:
-        """``[T, 7 L]`` -> a tensor a request."""
+    def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> Tensor | list[Tensor]:
+        """``[T, 7 L]`` -> ``[requests, L, 7]``; where rows are asked for a list, for each has its own size."""
         asked = [rows_asked(params) for params in pooling_metadata.pooling_params]
         norms_RLN = hidden_states.unflatten(1, (-1, len(NORM_COLUMNS)))
         cursor = pooling_metadata.pooling_cursor
         ends, scheduled = cursor.seq_lens_cpu.numpy(), cursor.num_scheduled_tokens_cpu.numpy()
         counts = rows_of_step(asked, ends - scheduled, scheduled)
         if counts is None:
-            return list(norms_RLN[: len(asked)])
+            return _fetched(norms_RLN[: len(asked)]) if self.fetch else norms_RLN[: len(asked)]
         stops = np.cumsum(counts)
         values, states = self.values._replace(norms_RLN=norms_RLN), pooling_metadata.pooling_states
         self.values = RowValues()  # not held through the next step
@@ -48,4 +52,16 @@ class ContributionPooler(Pooler):
             pieces = state.__dict__.setdefault("tuco_pieces", RowPieces())
             pieces.add(values.cut(slice(stop - count, stop)), int(end), wish)
             pooled.append(pieces.whole(int(end), wish))
-        return pooled
+        together = torch.cat([each.to(norms_RLN.device).flatten() for each in pooled])
+        return _split(_fetched(together), pooled)
+
+
+def _fetched(numbers: Tensor) -> Tensor:
+    """In the host's memory once the device has come this far: runners wait for that before anybody reads."""
+    return numbers.to("cpu", non_blocking=True)
+
+
+def _split(numbers: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """``numbers`` in tensors of the shapes that ``like`` has."""
+    parts = numbers.split([each.numel() for each in like])
+    return [part.view(each.shape) for part, each in zip(parts, like, strict=True)]

@@ -26,6 +26,10 @@ Key = TypeVar("Key")
 
 VLLM_VERSION: str = vllm.__version__
 
+MOST_AHEAD = 2048
+"""Prompts that ``Scorer.stream`` takes ahead at most: two of the largest steps that are a default. More would
+only be held in memory, of two processes."""
+
 
 class Scorer:
     """One vLLM engine (one or more processes) that scores token ids.
@@ -79,8 +83,8 @@ class Scorer:
     def stream(self, items: Iterable[tuple[Key, EngineInput | Adapted]]) -> Iterator[tuple[Key, Any]]:
         """Of each prompt's token ids its norms ``[L, 7]`` float32, of ScoredTokens RowScores; in input order.
 
-        Pulls lazily: at most ``4 * max_num_seqs`` items are taken from ``items`` and not yet yielded, enough
-        that the engine never waits and that a long prompt ahead does not stall it.
+        Pulls lazily: at most ``4 * max_num_seqs`` items, and MOST_AHEAD, are taken from ``items`` and not yet
+        yielded, enough that the engine does not wait and that a long prompt ahead does not stall it.
         """
         source = iter(items)
         waiting: deque[tuple[str, Key]] = deque()  # taken, not yet yielded, in input order
@@ -88,7 +92,7 @@ class Scorer:
         exhausted = False
         try:
             while True:
-                while not exhausted and len(waiting) < 4 * self.max_num_seqs:
+                while not exhausted and len(waiting) < min(4 * self.max_num_seqs, MOST_AHEAD):
                     item = next(source, None)
                     if item is None:
                         exhausted = True

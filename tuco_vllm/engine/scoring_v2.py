@@ -13,6 +13,7 @@ class ScoringModelState(DefaultModelState):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._asked: dict[str, Asked] = {}
+        self.model.pooler.fetch = True
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         """Remember what a new, or resumed, request asks for."""
