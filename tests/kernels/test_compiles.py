@@ -65,13 +65,13 @@ def test_compiles_for_hopper(name, missing, constants, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_programs_of_accumulate_contribution_fit_a_multiprocessor(dtype, missing, tmp_path):
     """Of 16 warps each: 65,536 registers for 1,024 threads. As the launcher launches Llama-3-8B's width."""
-    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas
 
     columns, warps = launch_size(4096, MOST_COLUMNS, COLUMNS_PER_WARP)
     assert warps == 16
     ptx = tmp_path / "kernel.ptx"
     ptx.write_text(compiled("accumulate_contribution", missing, {"BLOCK_H": columns}, dtype, warps)["ptx"])
-    assembler = [knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(ptx), "-o", "/dev/null"]
+    assembler = [get_ptxas(90).path, "-v", "-arch=sm_90a", str(ptx), "-o", "/dev/null"]
     said = subprocess.run(assembler, capture_output=True, text=True, check=True).stderr
     assert int(re.search(r"Used (\d+) registers", said)[1]) <= 64
     assert "0 bytes spill stores, 0 bytes spill loads" in said

@@ -53,6 +53,7 @@ def hopper():
             patches.enter_context(mock.patch.object(interface, "get_device_properties", described))
         for place, value in (
             ("torch.cuda.is_available", True),
+            ("torch.cuda.get_device_properties", HOPPER),
             ("torch.cuda.current_device", 0),
             ("torch.cuda.device_count", 1),
             ("torch.cuda.get_device_capability", (9, 0)),
