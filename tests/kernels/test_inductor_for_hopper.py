@@ -112,7 +112,7 @@ def launches(code: str) -> int:
     """Of Inductor's own kernels that hold a reduction, as norms do."""
     calls = code[code.index("def call(") :]
     return sum(
-        ".run(" in line and "triton_red" in line or "triton_per" in line for line in calls.splitlines()
+        (".run(" in line and "triton_red" in line) or "triton_per" in line for line in calls.splitlines()
     )
 
 
