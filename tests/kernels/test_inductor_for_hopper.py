@@ -111,7 +111,9 @@ SHAPES = ((TOKENS, HIDDEN),) * 2 + ((HIDDEN,),) * 2 + ((HIDDEN, HIDDEN), (HIDDEN
 def launches(code: str) -> int:
     """Of Inductor's own kernels that hold a reduction, as norms do."""
     calls = code[code.index("def call(") :]
-    return sum(".run(" in line and "triton_red" in line or "triton_per" in line for line in calls.splitlines())
+    return sum(
+        (".run(" in line and "triton_red" in line) or "triton_per" in line for line in calls.splitlines()
+    )
 
 
 def test_both_models_norms_are_one_kernel_a_layer():

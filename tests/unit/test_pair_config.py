@@ -61,7 +61,6 @@ KV_TRANSFER = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
         ({"compilation_config": {"compile_sizes": [8]}}, "compile_sizes"),
         ({"runner": "pooling", "compilation_config": {"compile_ranges_endpoints": [16]}}, "compile_ranges"),
         ({"compilation_config": {"pass_config": {"fuse_allreduce_rms": True}}}, "fuse_allreduce_rms"),
-        ({"compilation_config": {"pass_config": {"fuse_rope_kvcache": True}}}, "fuse_rope_kvcache"),
     ],
 )
 def test_what_would_be_wrong_is_refused(configured, option, named):
@@ -89,9 +88,9 @@ def test_what_works_is_not(configured, option):
 def test_compiled_code_has_one_range_and_no_fusion_that_adds_one(configured, runner):
     config = configured(runner)
     compilation, most = config.compilation_config, config.scheduler_config.max_num_batched_tokens
-    assert (compilation.compile_ranges_endpoints, compilation.compile_sizes) == ([most], [])
-    for fusion in ("fuse_allreduce_rms", "fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache"):
-        assert getattr(compilation.pass_config, fusion) is False
+    assert compilation.compile_ranges_endpoints == [most]
+    assert not compilation.compile_sizes
+    assert compilation.pass_config.fuse_allreduce_rms is False
 
 
 @pytest.mark.parametrize(

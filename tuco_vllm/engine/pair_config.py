@@ -21,7 +21,6 @@ SCHEDULERS = {
 """vLLM's kind of runner -> what it calls in place of a scheduler class."""
 
 WORKER = "tuco_vllm.engine.worker.PairWorker"
-_RANGE_FUSIONS = ("fuse_allreduce_rms", "fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache")
 _LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "dummy")
 _CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -48,14 +47,13 @@ def _fit_compilation(vllm_config: VllmConfig) -> None:
     """What of vLLM's defaults for compiled code is not for a pair; what a user has set stands.
 
     Graphs gain nothing where steps have thousands of tokens (none is replayed above 512), and would have as
-    many rows as tokens in small ones. The fusions each begin a compile range of their own (``_compile_ranges``).
+    many rows as tokens in small ones. ``fuse_allreduce_rms`` begins a compile range of its own (``_compile_ranges``).
     """
     compilation = vllm_config.compilation_config
     if vllm_config.model_config.runner_type == "pooling" and compilation.cudagraph_mode is None:
         compilation.cudagraph_mode = CUDAGraphMode.NONE
-    for fusion in _RANGE_FUSIONS:
-        if getattr(compilation.pass_config, fusion) is None:
-            setattr(compilation.pass_config, fusion, False)
+    if compilation.pass_config.fuse_allreduce_rms is None:
+        compilation.pass_config.fuse_allreduce_rms = False
 
 
 def _compile_ranges(vllm_config: VllmConfig) -> dict[str, bool]:
@@ -70,12 +68,9 @@ def _compile_ranges(vllm_config: VllmConfig) -> dict[str, bool]:
     return {
         "compile_sizes (code for one size of step)": bool(compilation.compile_sizes),
         "compile_ranges_endpoints (more than one range of sizes)": any(1 < end < most for end in ends),
-        **{
-            f"pass_config.{fusion} (which adds a range of sizes)": bool(
-                getattr(compilation.pass_config, fusion)
-            )
-            for fusion in _RANGE_FUSIONS
-        },
+        "pass_config.fuse_allreduce_rms (which adds a range of sizes)": bool(
+            compilation.pass_config.fuse_allreduce_rms
+        ),
     }
 
 
