@@ -182,6 +182,8 @@ def test_an_earlier_report_is_replaced_and_nothing_else(tmp_path, report):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="is a pipe or a device"):
         report(run, out="pipe")
+    with pytest.raises(InputError, match="File name too long: name another file"):
+        report(run, out="x" * 300)
     with pytest.raises(InputError, match="there is no folder"):
         report(run, out="nowhere/report.html")
     with pytest.raises(InputError, match="is a folder"):

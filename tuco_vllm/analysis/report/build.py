@@ -53,7 +53,10 @@ def write_report(runs: Sequence[str], out: Path, wishes: Wishes, console: Consol
     Raises InputError for what cannot be read and an ``out`` that is not ours to overwrite, OutputError where
     it cannot be written.
     """
-    expect_ours(out)
+    try:
+        expect_ours(out)
+    except OSError as error:  # a name too long, no right to look
+        raise InputError(f"--out {error.filename}: {error.strerror}: name another file") from error
     with read_runs(runs, wishes.group, wishes.by) as data:
         cells = Cells(data, wishes.against)
         comparisons, pairings = compare(cells), pair(cells)
