@@ -102,13 +102,12 @@ out-of-tree model can state what it supports.
     .aux_output_config, .additional_config, breakable_cuda_graphs(), CacheConfig.cache_dtype,
     .kv_sharing_fast_prefill, vllm.config.SchedulerConfig.scheduler_cls, .max_num_seqs, .async_scheduling,
     vllm.config.ParallelConfig.worker_cls, .pipeline_parallel_size, .decode_context_parallel_size,
-    .prefill_context_parallel_size, .use_ubatching, .enable_batch_sharded_sampling,
-    .enable_expert_parallel,
+    .prefill_context_parallel_size, .use_ubatching, .enable_batch_sharded_sampling, .enable_expert_parallel,
     vllm.config.aux_output.AuxOutputConfig.enable_return_routed_experts,
     vllm.config.ModelConfig.enable_prompt_embeds, .enforce_eager, .runner_type, .dtype, .hf_config,
-    .hf_text_config,
-    vllm.config.LoadConfig.load_format, vllm.config.CompilationConfig.cudagraph_mode,
-    vllm.config.SpeculativeConfig.method
+    .hf_text_config, vllm.config.LoadConfig.load_format, vllm.config.SpeculativeConfig.method,
+    vllm.config.CompilationConfig.cudagraph_mode, .compile_sizes, .compile_ranges_endpoints, .pass_config,
+    vllm.config.PassConfig.fuse_allreduce_rms
 scheduler.py: the prefix cache's salt, a request that ends with an error, scores out of logprobs into the
 field ``routed_experts``. Until: outputs have a field for numbers per token, and requests a say in their salt.
     Scheduler.add_request(request), .update_from_output(scheduler_output, model_runner_output), .requests,
@@ -142,8 +141,7 @@ scoring_v1.py: how many rows of each request a step reads. Until: runner V1 goes
 scoring_v2.py: the same on runner V2, by its own way for models. Until: that way is public (ModelState).
     DefaultModelState.add_request(req_index, new_req_data), .remove_request(req_id),
     .prepare_attn(input_batch), .model, vllm.v1.core.sched.output.NewRequestData.pooling_params, .req_id,
-    vllm.v1.worker.gpu.input_batch.InputBatch.num_reqs, .req_ids, .num_computed_tokens_np,
-    .num_scheduled_tokens
+    vllm.v1.worker.gpu.input_batch.InputBatch.num_reqs, .req_ids, .num_computed_tokens_np, .num_scheduled_tokens
 prefix_scheduler.py: a cached prefix ends before the first row that is read. Until: requests can say so.
     vllm.v1.core.sched.scheduler.Scheduler.kv_cache_manager,
     vllm.v1.core.kv_cache_manager.KVCacheManager.get_computed_blocks(request), Request.num_tokens,
