@@ -7,7 +7,7 @@ would cost more than it saves. The ops work on a CPU all the same.
 
 The norms go to the twin in compiled code on CUDA too (``twin_in_compiled_code``): there Inductor makes one
 kernel of FT's add and norm and PT's norm of the same sum, which is less to read and write than any op of ours
-beside FT's own. ``accumulate_contribution`` and ``steer_residual`` stay ops: nothing lies beside them to fuse.
+beside FT's own. ``accumulate_contribution`` and ``steer_residual`` stay ops: nothing is there to fuse.
 
 A launcher runs on the current CUDA device, as vLLM's workers set it.
 """

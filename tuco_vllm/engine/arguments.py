@@ -33,8 +33,9 @@ class ScoringArguments(EngineArgs):
     """EngineArgs whose defaults are for scoring on a GPU: vLLM's are an online server's.
 
     Asynchronous scheduling stays vLLM's default too, which is off for pooling (0.32, vllm/config/vllm.py: it
-    "negatively impacts performance of pooling models"). Only what nobody has set is ours, and vLLM goes on to fit it to the rest: no more sequences than tokens, no
-    more tokens than the sequences can have, a whole prompt where prompts may not be cut.
+    "negatively impacts performance of pooling models"). Only what nobody has set is ours, and vLLM goes on to
+    fit it to the rest: no more sequences than tokens, no more tokens than the sequences can have, a whole
+    prompt where prompts may not be cut.
     """
 
     @classmethod

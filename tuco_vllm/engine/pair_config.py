@@ -47,7 +47,8 @@ def _fit_compilation(vllm_config: VllmConfig) -> None:
     """What of vLLM's defaults for compiled code is not for a pair; what a user has set stands.
 
     Graphs gain nothing where steps have thousands of tokens (none is replayed above 512), and would have as
-    many rows as tokens in small ones. ``fuse_allreduce_rms`` begins a compile range of its own (``_compile_ranges``).
+    many rows as tokens in small ones. ``fuse_allreduce_rms`` begins a range of its
+    own (``_compile_ranges``).
     """
     compilation = vllm_config.compilation_config
     if vllm_config.model_config.runner_type == "pooling" and compilation.cudagraph_mode is None:
@@ -59,7 +60,7 @@ def _fit_compilation(vllm_config: VllmConfig) -> None:
 def _compile_ranges(vllm_config: VllmConfig) -> dict[str, bool]:
     """What would have a step's code chosen by its size: refused, reason -> whether it is there.
 
-    vLLM compares a range with the *first* symbolic size of a compiled piece, which may be that of our rows and
+    vLLM compares a range with the *first* symbolic size of a compiled piece, which may be of our rows and
     not of the tokens: a piece compiled for few tokens would run many.
     """
     compilation = vllm_config.compilation_config

@@ -25,15 +25,15 @@ class ContributionPooler(Pooler):
         self.values = RowValues()
         """What the step has brought beside norms; set by the model."""
         self.fetch = False
-        """Whether what is handed out is fetched here, in one copy; set on runner V2, which otherwise makes one
-        a request in every step that does not end all of its prompts."""
+        """Whether what is handed out is fetched here, in one copy; set on runner V2, which otherwise makes
+        one a request in every step that does not end all of its prompts."""
 
     def get_supported_tasks(self) -> set[Any]:
         """vLLM's name for "numbers of any shape, one tensor a request"."""
         return {"classify"}
 
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> Tensor | list[Tensor]:
-        """``[T, 7 L]`` -> ``[requests, L, 7]``; where rows are asked for a list, for each has its own size."""
+        """``[T, 7 L]`` -> ``[requests, L, 7]``; where rows are asked for, a list of any sizes."""
         asked = [rows_asked(params) for params in pooling_metadata.pooling_params]
         norms_RLN = hidden_states.unflatten(1, (-1, len(NORM_COLUMNS)))
         cursor = pooling_metadata.pooling_cursor
