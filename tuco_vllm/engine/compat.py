@@ -141,11 +141,11 @@ scoring_v1.py: how many rows of each request a step reads. Until: runner V1 goes
 scoring_v2.py: the same on runner V2, by its own way for models. Until: that way is public (ModelState).
     DefaultModelState.add_request(req_index, new_req_data), .remove_request(req_id),
     .prepare_attn(input_batch), .model, vllm.v1.core.sched.output.NewRequestData.pooling_params, .req_id,
-    vllm.v1.worker.gpu.input_batch.InputBatch.num_reqs, .req_ids, .num_computed_tokens_np, .num_scheduled_tokens
+    vllm.v1.worker.gpu.input_batch.InputBatch.num_reqs, .req_ids, .num_computed_tokens_np,
+    .num_scheduled_tokens
 prefix_scheduler.py: a cached prefix ends before the first row that is read. Until: requests can say so.
-    vllm.v1.core.sched.scheduler.Scheduler.kv_cache_manager,
-    vllm.v1.core.kv_cache_manager.KVCacheManager.get_computed_blocks(request), Request.num_tokens,
-    Request.pooling_params
+    vllm.v1.core.sched.scheduler.Scheduler.kv_cache_manager, Request.num_tokens, .pooling_params,
+    vllm.v1.core.kv_cache_manager.KVCacheManager.get_computed_blocks(request)
 steering_v2.py: what steering_v1.py does, on runner V2. Until: its way for models is public (ModelState).
     DefaultModelState.add_request(req_index, new_req_data), .remove_request(req_id),
     .prepare_attn(input_batch), .custom_sampler(sampler), .model, .vllm_config, .device,
