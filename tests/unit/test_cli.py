@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import types
@@ -295,3 +296,13 @@ def test_a_reader_that_leaves_early_causes_no_noise(tuco):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() in ("0", "141")
     assert done.stderr == ""
+
+
+def test_a_reader_that_is_gone_when_a_table_comes_is_no_row_error(tuco):
+    tuco("good.txt")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "tuco_vllm.cli", "status", "out"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
