@@ -65,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more at exit, which would fail again and say so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _READER_GONE
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return _READER_GONE  # what rich makes of it, with 1
     except TucoError as error:
         _say_error(str(error), debug)
         return error.exit_code

@@ -48,7 +48,7 @@ def write(tmp_path, *parts, sweep=None):
 
 def printed(store, width=160):
     console = Console(width=width, file=io.StringIO())
-    print_effects(store, console)
+    print_effects(find_effects(store), console)
     return console.file.getvalue()
 
 

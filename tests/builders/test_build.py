@@ -194,11 +194,7 @@ def test_controls_are_as_long_as_the_attack(build, tokenizer, tmp_path):
         ("x.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03broken", "cannot read"),
         ("x.parquet", b"", "is neither .csv nor .jsonl"),
         ("x.jsonl", b"", "there is nothing to write"),
-        (
-            "x.jsonl",
-            b'{"prompt": "a \\ud800"}\n',
-            "x.jsonl:0: the text in column 'prompt' holds a lone surrogate",
-        ),
+        ("x.jsonl", b'{"prompt": "a \\ud800"}\n', "x.jsonl:0: the text in column 'prompt' holds a lone"),
     ],
 )
 def test_bad_input_is_named_and_what_was_there_stays(build, tmp_path, capsys, name, data, said):

@@ -9,6 +9,7 @@ from asking_models import FakeEngine, questions, write_pair, write_rows
 
 import tuco_vllm
 from tuco_vllm import cli
+from tuco_vllm.analysis import effects_table
 from tuco_vllm.commands import sweep
 from tuco_vllm.errors import EngineError
 
@@ -131,3 +132,12 @@ def test_help_documents_the_row_format_and_names_the_kinds_that_there_are(capsys
     assert parse_alphas(asked.alphas) == PAPER_ALPHAS
     assert f"{{{','.join(DATASETS)}}}" in text
     assert sweep.sweep_job(types.SimpleNamespace(**vars(asked), argv=[])).alphas == PAPER_ALPHAS
+
+
+def test_the_figures_are_there_though_nobody_sees_the_tables(tuco, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(effects_table, "print_effects", interrupted)
+    assert tuco("q.jsonl", "--alphas=0.5")[0] == 130
+    assert (tmp_path / "out" / "effects.csv").read_bytes().startswith(b"dataset,")

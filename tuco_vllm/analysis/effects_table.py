@@ -58,12 +58,11 @@ def find_effects(store: Store) -> Found:
     return Found(answers, cells)
 
 
-def print_effects(store: Store, console: Console | None = None) -> Found:
+def print_effects(found: Found, console: Console | None = None) -> None:
     """Print a sweep's tables on stdout: accuracy by alpha, cost beside it, what a chosen alpha is worth."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, _WIDTH)
-    found = find_effects(store)
     answers = found.answers
     lines = [f"{plain(answers.where, 200)}: {answers.rows:,} answers, {answers.errors:,} errors"]
     if answers.chunks_missing:
@@ -81,7 +80,6 @@ def print_effects(store: Store, console: Console | None = None) -> Found:
     for cell, own, _ in found.cells:
         for note in _notes(cell, own):
             console.print(Text(note, style="yellow"))
-    return found
 
 
 def save_effects(store: Store, found: Found) -> None:

@@ -76,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sweep, resuming what there is, and print the tables. Returns the exit code."""
-    from tuco_vllm.analysis.effects_table import print_effects, save_effects
+    from tuco_vllm.analysis.effects_table import find_effects, print_effects, save_effects
     from tuco_vllm.config import resolve_pair
     from tuco_vllm.corpus.progress import start_shown
     from tuco_vllm.store import store_at
@@ -100,8 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
     interruption.advise(f"the same command (without --overwrite) goes on from what {job.out} holds")
     run_sweep(job, pair, open_engine)
     store = store_at(job.out)
-    found = print_effects(store)
-    save_effects(store, found)
+    found = find_effects(store)
+    save_effects(store, found)  # before a reader of stdout may leave
+    print_effects(found)
     return 1 if arguments.strict and found.errors else 0
 
 
