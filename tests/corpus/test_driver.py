@@ -15,6 +15,7 @@ from deadly_scorer import DeadlyScorer, without_memory
 from fake_scorer import FakeScorer, LocalWorkers, make_encoder
 
 from tuco_vllm.config import resolve_pair
+from tuco_vllm.corpus import cluster as clusters
 from tuco_vllm.corpus import readers
 from tuco_vllm.corpus import run as running
 from tuco_vllm.corpus.cluster import Cluster
@@ -275,3 +276,15 @@ def test_an_address_without_ray_is_refused():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "cannot reach Ray at --ray-address 127.0.0.1:1" in done.stdout, done.stderr
+
+
+def test_a_machine_too_busy_for_ray_is_told(monkeypatch):
+    def late(*_, **__):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(clusters.ray, "init", late)
+    with pytest.raises(
+        InputError, match=r"cannot start Ray .*timed out .*try again when the machine has less"
+    ):
+        with Cluster().joined():
+            pass

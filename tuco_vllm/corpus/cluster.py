@@ -91,11 +91,15 @@ class Cluster:
                     logging_level=level,
                     _temp_dir=temporary,
                 )
-        except (OSError, RuntimeError, ValueError) as error:
-            what = (
+        except Exception as error:
+            late = "timed out" in str(error)  # Ray has no class of its own for it
+            if not late and not isinstance(error, OSError | RuntimeError | ValueError):
+                raise
+            place = (
                 f"reach Ray at --ray-address {self.address}" if self.address else "start Ray on this machine"
             )
-            raise InputError(f"cannot {what}: {error}") from error
+            mend = " (try again when the machine has less to do)" if late else ""
+            raise InputError(f"cannot {place}: {error}{mend}") from error
 
     def engine_resources(self) -> dict[str, float]:
         """What Ray reserves for one engine. Raises InputError where there is no room for all of them."""
