@@ -283,8 +283,10 @@ def test_a_machine_too_busy_for_ray_is_told(monkeypatch):
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr(clusters.ray, "init", late)
-    with pytest.raises(
-        InputError, match=r"cannot start Ray .*timed out .*try again when the machine has less"
+    with (
+        pytest.raises(
+            InputError, match=r"cannot start Ray .*timed out .*try again when the machine has less"
+        ),
+        Cluster().joined(),
     ):
-        with Cluster().joined():
-            pass
+        pass
