@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from tuco_vllm.corpus import feeder as feeding
 from tuco_vllm.corpus.feeder import DEATHS_IN_A_ROW, Feeder
 from tuco_vllm.errors import EngineError, EngineStartError
 
@@ -99,6 +100,16 @@ def test_a_poisonous_row_is_set_aside_after_two_deaths_and_the_others_are_scored
         expected = "the engine died twice on this row: boom" if n in (7, 19) else [n, n + 1]
         assert result == expected
     assert feed.starts == len(engines) <= 5
+
+
+def test_few_are_suspects_however_many_run(feeder, monkeypatch):
+    """The 700th of 1,000 that run at once kills: twice 256 others are tried alone, then it is among them."""
+    monkeypatch.setattr(feeding, "MOST_SUSPECTS", 256)
+    feed, engines = feeder(poison={699}, width=1000)
+    results = values(feed.score(prompts(1000)))
+    assert [n for n, result in enumerate(results) if isinstance(result, str)] == [699]
+    assert feed.starts == len(engines) == 5
+    assert max(engine.steps for engine in engines) <= 256 + 2
 
 
 def test_callers_at_the_same_time_as_a_death_all_get_their_scores(feeder):
