@@ -142,5 +142,5 @@ def test_the_citation_is_valid_and_names_the_paper():
 
 
 def test_the_repository_stays_small(committed):
-    """It travels to a GPU machine beside vLLM, 64 MiB together, of which vLLM takes 44. The demo pair has 11."""
+    """It travels to GPU machines beside vLLM: 64 MiB in all, of which vLLM takes 44. The demo pair has 11."""
     assert sum((ROOT / path).stat().st_size for path in committed) < 15 * 2**20
