@@ -109,6 +109,7 @@ def test_correctness_leaves_no_mode_of_steering_out(gpu):
 
 def test_a_check_is_recorded_and_one_that_fails_is_named(gpu, tmp_path, monkeypatch):
     run = run_of(gpu, tmp_path, monkeypatch, "correctness")
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)  # this suite's own are not those of the checks
     (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_it(): assert False\n")
     monkeypatch.setattr(
         gpu,

@@ -1,6 +1,4 @@
-import io
 import json
-import os
 import subprocess
 import sys
 import types
@@ -9,10 +7,9 @@ from pathlib import Path
 import fake_scorer
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from tuco_vllm import __version__, cli
-from tuco_vllm.commands import score, status
+from tuco_vllm.commands import score
 from tuco_vllm.corpus.cluster import Cluster
 from tuco_vllm.errors import EngineError
 
@@ -298,16 +295,3 @@ def test_a_reader_that_leaves_early_causes_no_noise(tuco):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() in ("0", "141")
     assert done.stderr == ""
-
-
-def test_what_rich_makes_of_a_reader_that_left_is_no_row_error(monkeypatch):
-    def gone(_):
-        try:
-            raise BrokenPipeError
-        except BrokenPipeError:
-            Console(file=io.StringIO()).on_broken_pipe()
-
-    monkeypatch.setattr(os, "dup2", lambda *_: None)  # rich closes stdout, which is pytest's
-    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
-    monkeypatch.setattr(status, "run", gone)
-    assert cli.main(["status", "out"]) == 141
