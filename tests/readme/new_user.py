@@ -61,12 +61,14 @@ class NewUser:
         try:
             with ThreadPoolExecutor(2) as two:
                 demo = two.submit(self._terminal, terminal[0])
-                tasks = [demo, two.submit(self._serve_and_ask, served)]
-                tasks.append(two.submit(self._as_it_stands, scripts[0]))
+                tasks = [demo, two.submit(self._as_it_stands, scripts[0])]
+                if served:
+                    tasks.insert(1, two.submit(self._serve_and_ask, served))
                 for block in terminal[1:]:
                     ready = [demo] if any(_SHARED in command.text for command in block.commands) else []
                     tasks.append(two.submit(self._terminal, block, ready))
-                tasks.append(two.submit(self._in_one_process, scripts[1:]))
+                if scripts[1:]:
+                    tasks.append(two.submit(self._in_one_process, scripts[1:]))
                 for task in tasks:
                     task.result()
         finally:

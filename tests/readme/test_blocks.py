@@ -11,23 +11,30 @@ from readme.new_user import BASE, NewUser, place_adapter, recipe
 from tiny_adapters import make_adapter
 
 BLOCKS = blocks_of(README.read_text())
+FRONT = ("Two commands", "Six lines")
+"""What of README `make test` runs; the recipes are slow, an engine each."""
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory) -> NewUser:
-    """Who has run them all."""
+def user(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NewUser:
+    """Who has run all that are asked for."""
+    items = [item for item in request.session.items if item.path == Path(__file__)]
+    asked = [item.callspec.params["block"].name for item in items if "user" in item.fixturenames]
     home, directory = (tmp_path_factory.mktemp(name) for name in ("home", "directory"))
     made = make_adapter(BASE, tmp_path_factory.mktemp("adapter"), seed=51)
     place_adapter(made.adapter, directory)
     user = NewUser(home, directory)
     started = time.monotonic()
-    user.run(BLOCKS)
+    user.run([block for block in BLOCKS if block.name in asked])
     print(f"README's blocks took {time.monotonic() - started:.0f} s")
     return user
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(b, marks=[] if b.name.startswith(FRONT) else pytest.mark.slow, id=b.name) for b in BLOCKS],
+)
 def test_a_block_prints_what_it_says(block: Block, user: NewUser) -> None:
     if block.skipped is not None:
         pytest.skip(block.skipped)
